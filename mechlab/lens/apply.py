@@ -1,0 +1,216 @@
+"""What an edit does to an activation: pure tensor functions.
+
+Activations arrive by position, ``[batch, pos, ...]`` (scores and patterns as ``[batch, query, head, key]``); an edit touches some
+``(row, position)`` cells of it, and within a cell one unit or all of them. Nothing is written in place.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mechlab.errors import EditError, PromptError
+from mechlab.lens.edit import Edit
+from mechlab.lens.tokens import Tokens
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A run that edits take values from: its prompts and its activations by (kind, layer), each ``[batch, pos, ...]``."""
+
+    tokens: Tokens
+    activations: Mapping[tuple[str, int | None], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """The part of the prompts that one forward pass covers.
+
+    Attributes:
+        tokens: the prompts of this batch.
+        rows: the place of each of them among all prompts of the call (a source with as many prompts pairs up by it).
+        stop: absolute position after the last one covered. Activations end there; keys and values may begin earlier than the rest.
+        sources: by name.
+        total: number of prompts of the whole call.
+    """
+
+    tokens: Tokens
+    rows: tuple[int, ...]
+    stop: int
+    sources: Mapping[str, Source] = field(default_factory=dict)
+    total: int = 0
+
+    def touched(self, edit: Edit, n_positions: int, only: Tensor | None = None) -> Tensor:
+        """``[batch, n_positions]`` bool: the cells ``edit`` touches in an activation that ends at ``stop``."""
+        start = self.stop - n_positions
+        at = torch.arange(start, self.stop)[None, :]
+        lengths = torch.tensor(self.tokens.lengths)[:, None]
+        generating = self.stop > self.tokens.width
+        cells = at < lengths if edit.phase == "prompt" else at >= lengths if edit.phase == "generated" else at >= 0
+        if not generating:
+            cells = cells & (at < lengths)  # padding is never edited
+        if edit.site.pos is not None:
+            cells = cells & (at == torch.tensor(self.tokens.positions(edit.site.pos))[:, None])
+        return cells if only is None else cells & only[:, None]
+
+
+def apply(edit: Edit, activation: Tensor, window: Window, only: Tensor | None = None) -> tuple[Tensor, int]:
+    """The activation after ``edit``, and how many cells it touched.
+
+    Args:
+        activation: ``[batch, pos, ...]``.
+        only: ``[batch]`` bool: rows the edit belongs to; None for all.
+    """
+    touched = window.touched(edit, activation.shape[1], only)
+    n_touched = int(touched.sum())
+    if not n_touched:
+        return activation, 0
+    cells = touched.to(activation.device)
+    old = activation[cells]  # [n, ...]
+    index = edit.site.index
+    part = old if index is None else old[:, index]
+    new = _transform(edit, part, window, touched).to(activation.dtype)
+    if index is not None:
+        new = _with_index(old, index, new)
+    result = activation.clone()
+    result[cells] = new
+    return result, n_touched
+
+
+def _with_index(old: Tensor, index: int, new: Tensor) -> Tensor:
+    result = old.clone()
+    result[:, index] = new
+    return result
+
+
+def _transform(edit: Edit, part: Tensor, window: Window, touched: Tensor) -> Tensor:
+    match edit.verb:
+        case "zero":
+            return torch.zeros_like(part)
+        case "scale":
+            return part * float(edit.value)  # pyright: ignore[reportArgumentType]
+        case "add":
+            return part + edit.strength * _vector(edit, part)
+        case "clamp":
+            return part.clamp(edit.low, edit.high)
+        case "patch" | "resample" | "mean":
+            return _from_source(edit, part, window, touched)
+        case "project":
+            basis = orthonormal(edit, part)
+            toward = _from_source(edit, part, window, touched) if edit.source else torch.zeros_like(part)
+            return part + (toward - part) @ basis.T @ basis
+        case "pattern":
+            return _pattern_rows(edit, part, window, touched)
+        case "route":
+            raise AssertionError("routing edits are applied at the router")
+
+
+def _vector(edit: Edit, part: Tensor) -> Tensor:
+    value = torch.tensor(edit.value, dtype=torch.float32, device=part.device)
+    try:
+        torch.broadcast_shapes(value.shape, part.shape)
+        if value.ndim > part.ndim - 1:
+            raise RuntimeError
+    except RuntimeError as error:
+        raise EditError(
+            f"Edit {edit}: a value of shape {tuple(value.shape)} does not fit activations of shape {tuple(part.shape[1:])}."
+        ) from error
+    return value
+
+
+def orthonormal(edit: Edit, part: Tensor) -> Tensor:
+    """``[k, d]`` orthonormal rows that span the edit's basis. Raises EditError when sizes differ or the vectors are dependent."""
+    basis = torch.tensor(edit.basis, dtype=torch.float64)
+    basis = basis[None] if basis.ndim == 1 else basis
+    if basis.ndim != 2 or basis.shape[1] != part.shape[-1]:
+        raise EditError(
+            f"Edit {edit}: a basis of shape {tuple(basis.shape)} does not fit activations of size {part.shape[-1]}."
+        )
+    q, r = torch.linalg.qr(basis.T)
+    if r.shape[0] < basis.shape[0] or bool((r.diagonal().abs() < 1e-9 * basis.norm().clamp_min(1e-30)).any()):
+        raise EditError(f"Edit {edit}: the basis vectors are linearly dependent; give independent ones.")
+    return q.T.to(device=part.device, dtype=part.dtype)
+
+
+def _from_source(edit: Edit, part: Tensor, window: Window, touched: Tensor) -> Tensor:
+    """``[n, ...]`` values for the touched cells, in their order."""
+    source = window.sources[edit.source or ""]
+    values = source.activations[edit.site.kind, edit.site.layer]
+    rows, columns = (axis.tolist() for axis in touched.nonzero(as_tuple=True))
+    at = [column + window.stop - touched.shape[1] for column in columns]
+    pos = edit.source_pos if edit.source_pos is not None else edit.site.pos
+    if edit.verb == "mean":
+        picked = _means(edit, values, source.tokens, pos, at)
+    else:
+        chosen = _source_rows(edit, window, source.tokens)
+        from_rows = [chosen[row] for row in rows]
+        if pos is not None:
+            positions = source.tokens.positions(pos)
+            at = [positions[row] for row in from_rows]
+        picked = values[from_rows, at]
+    picked = _fit_keys(picked, part.shape[-1]) if edit.site.kind in ("scores", "pattern") else picked
+    picked = picked if edit.site.index is None else picked[:, edit.site.index]
+    return picked.to(device=part.device, dtype=part.dtype)
+
+
+def _source_rows(edit: Edit, window: Window, tokens: Tokens) -> list[int]:
+    """Which source prompt each row of this batch reads."""
+    if edit.verb == "resample":
+        generator = torch.Generator().manual_seed(edit.seed)
+        draws = torch.randint(len(tokens), (window.total,), generator=generator).tolist()
+        return [draws[row] for row in window.rows]
+    return [0] * len(window.rows) if len(tokens) == 1 else list(window.rows)
+
+
+def _means(edit: Edit, values: Tensor, tokens: Tokens, pos: int | str | None, at: list[int]) -> Tensor:
+    if pos is not None:
+        mean = values[range(len(tokens)), list(tokens.positions(pos))].mean(dim=0)
+        return mean.expand(len(at), *mean.shape)
+    if edit.over == "tokens":
+        mean = values[tokens.mask.to(values.device)].mean(dim=0)
+        return mean.expand(len(at), *mean.shape)
+    return values.mean(dim=0)[at]
+
+
+def _fit_keys(values: Tensor, n_keys: int) -> Tensor:
+    """Pads or cuts the key axis: two batches may be padded to different widths, and no query looks beyond itself."""
+    missing = n_keys - values.shape[-1]
+    return torch.nn.functional.pad(values, (0, missing)) if missing > 0 else values[..., :n_keys]
+
+
+def _pattern_rows(edit: Edit, part: Tensor, window: Window, touched: Tensor) -> Tensor:
+    value = torch.tensor(edit.value, dtype=torch.float32)
+    at = touched.nonzero(as_tuple=True)[1] + window.stop - touched.shape[1]
+    rows = value.expand(len(at), -1) if value.ndim == 1 else value[at] if int(at.max()) < len(value) else None
+    if rows is None or bool((rows < 0).any()) or not torch.allclose(rows.sum(-1), torch.ones(len(at)), atol=1e-4):
+        raise EditError(f"Edit {edit}: each edited query needs non-negative attention over keys that sums to 1.")
+    keys = torch.arange(rows.shape[-1])
+    if bool((rows * (keys[None, :] > at[:, None])).any()):
+        raise EditError(f"Edit {edit}: the pattern attends to later tokens; give 0 to keys after the query.")
+    fitted = _fit_keys(rows, part.shape[-1]).to(part.device)
+    return fitted if part.ndim == 2 else fitted[:, None, :].expand_as(part)
+
+
+def check_source(edit: Edit, tokens: Tokens, source: Tokens) -> None:
+    """Raises PromptError or EditError when ``source`` cannot give ``edit`` what it needs for ``tokens``."""
+    pos = edit.source_pos if edit.source_pos is not None else edit.site.pos
+    if pos is not None:
+        source.positions(pos)
+    if edit.verb not in ("mean", "resample") and len(source) not in (1, len(tokens)):
+        raise PromptError(
+            f"Source {edit.source!r} has {len(source)} prompts for {len(tokens)}: give one per prompt, or a single one for all."
+        )
+    if pos is not None or (edit.verb == "mean" and edit.over == "tokens"):
+        return
+    pairs = (
+        [(a, b) for a in set(tokens.lengths) for b in set(source.lengths)]
+        if len(source) == 1 or edit.verb in ("mean", "resample")
+        else list(zip(tokens.lengths, source.lengths, strict=True))
+    )
+    for have, want in pairs:
+        if have != want:
+            raise PromptError(
+                f"Edit {edit} runs over all positions, but its prompts have {have} tokens and those of source {edit.source!r} "
+                f"{want}: use prompts of equal token length, or give the site a position (@-1, @END)."
+            )

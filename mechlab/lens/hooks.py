@@ -1,0 +1,274 @@
+"""The only file that registers hooks: taps go onto a model under one ``with`` and are gone after it, whatever happens inside."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mechlab.lens import attention
+from mechlab.lens.apply import Window, apply
+from mechlab.lens.edit import Edit
+from mechlab.lens.layout import Block, Layout, first_tensor, output_weight
+from mechlab.lens.routing import Routing, choose, drop
+
+_ATTENTION = ("q", "k", "v", "scores", "pattern")
+_BY_HEAD = ("scores", "pattern")
+_ROUTER = ("router", "expert_weights")
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """An edit and the rows of the batch it belongs to (``[batch]`` bool, None for all)."""
+
+    edit: Edit
+    only: Tensor | None = None
+
+
+@dataclass(eq=False)
+class Tap:
+    """Edits and reads one activation (all units, all positions of one kind in one layer).
+
+    ``kept`` is the activation after the edits, by position (``[batch, pos, ...]``), as the rest of the model sees it. With
+    ``starts_graph`` gradients are tracked from here on.
+    """
+
+    kind: str
+    layer: int | None
+    window: Window
+    edits: list[Placed] = field(default_factory=list)
+    read: bool = False
+    starts_graph: bool = False
+    kept: Tensor | None = None
+    touched: dict[Edit, int] = field(default_factory=dict)
+
+    def __call__(self, activation: Tensor) -> Tensor:
+        if self.starts_graph:
+            activation = activation.detach().requires_grad_()
+        by_pos = activation.transpose(1, 2) if self.kind in _BY_HEAD else activation
+        for placed in self.edits:
+            by_pos, n_touched = apply(placed.edit, by_pos, self.window, placed.only)
+            self.count(placed.edit, n_touched)
+        if self.read:
+            self.kept = by_pos
+        return by_pos.transpose(1, 2) if self.kind in _BY_HEAD else by_pos
+
+    def count(self, edit: Edit, n_touched: int) -> None:
+        self.touched[edit] = self.touched.get(edit, 0) + n_touched
+
+
+@contextmanager
+def installed(layout: Layout, model: nn.Module, taps: Sequence[Tap], last_only: Tensor | None = None) -> Iterator[None]:
+    """Puts ``taps`` on the model for the length of the ``with``.
+
+    Args:
+        last_only: ``[batch]`` positions: only there is the final norm's output unembedded (logits are ``[batch, 1, vocab]``).
+    """
+    with ExitStack() as stack:
+        by_attention: dict[int, dict[str, attention.Tap]] = {}
+        routers: dict[int, dict[str, Tap]] = {}
+        for tap in taps:
+            if tap.kind in _ATTENTION:
+                by_attention.setdefault(_layer(tap), {})[tap.kind] = tap
+            elif tap.kind in _ROUTER:
+                routers.setdefault(_layer(tap), {})[tap.kind] = tap
+            else:
+                stack.callback(_register(layout, model, tap).remove)
+        for layer, group in by_attention.items():
+            attention.attach(layout.blocks[layer].attn, group)
+            stack.callback(attention.detach, layout.blocks[layer].attn)
+        for layer, group in routers.items():
+            router = layout.blocks[layer].router
+            assert router is not None
+            stack.callback(router.register_forward_hook(partial(_route, group)).remove)
+        if last_only is not None:
+            stack.callback(layout.unembed.register_forward_pre_hook(partial(_gather, last_only)).remove)
+        yield
+
+
+@contextmanager
+def skipped(layout: Layout, below: int, resid_pre: Tensor) -> Iterator[None]:
+    """Replaces the layers below ``below`` by nothing and starts layer ``below`` from ``resid_pre [batch, pos, d_model]``.
+
+    The layers stay in place (transformers reads each layer's attention type by its place in the list); only their ``forward`` is empty.
+    """
+    with ExitStack() as stack:
+        for block in layout.blocks[:below]:
+            module = block.block
+            stack.callback(module.__dict__.pop, "forward", None)
+            module.__dict__["forward"] = _same
+        start = layout.blocks[below].block.register_forward_pre_hook(
+            lambda _m, args, kwargs: _replace_input(args, kwargs, resid_pre), with_kwargs=True
+        )
+        stack.callback(start.remove)
+        yield
+
+
+def hook_count(model: nn.Module) -> int:
+    """Hooks, attention taps and replaced forwards now on the model: 0 outside a run."""
+    return sum(
+        len(m._forward_hooks) + len(m._forward_pre_hooks) + attention.attached(m) + ("forward" in m.__dict__)
+        for m in model.modules()
+    )
+
+
+def _layer(tap: Tap) -> int:
+    assert tap.layer is not None
+    return tap.layer
+
+
+def _same(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+    return hidden_states
+
+
+def _register(layout: Layout, model: nn.Module, tap: Tap) -> Any:
+    """One hook for one tap; returns its handle."""
+    outside: dict[str, Callable[[], Any]] = {
+        "embed": lambda: _on_output(layout.embed, tap),
+        "final_norm": lambda: _on_output(layout.final_norm, tap),
+        "logits": lambda: model.register_forward_hook(partial(_logits, tap)),
+    }
+    if tap.kind in outside:
+        return outside[tap.kind]()
+    block = layout.blocks[_layer(tap)]
+    heads = (layout.n_heads, layout.d_head)
+    match tap.kind:
+        case "resid_pre":
+            return _on_input(block.block, tap)
+        case "resid_mid":
+            return _part(block.mid).register_forward_pre_hook(partial(_shared_input, tap), with_kwargs=True)
+        case "resid_post":
+            return _on_output(block.block, tap)
+        case "attn_out":
+            return _on_output(block.attn_out, tap)
+        case "mlp_out":
+            return _on_output(block.mlp_out, tap)
+        case "z":
+            return _on_input(block.attn_proj, lambda x: tap(x.unflatten(-1, heads)).flatten(-2))
+        case "result":
+            return block.attn_proj.register_forward_hook(partial(_result, tap, heads))
+        case "mlp_in":
+            return _on_input(block.mlp, tap)
+        case "mlp_post":
+            return _on_input(_part(block.down), tap)
+        case _:
+            return _on_neurons(block, tap)
+
+
+def _part(module: nn.Module | None) -> nn.Module:
+    assert module is not None, "the layout was asked for this site before"
+    return module
+
+
+def _on_neurons(block: Block, tap: Tap) -> Any:
+    """mlp_pre and mlp_pre_linear: one linear map each, or the two halves of one (gate first)."""
+    if block.gate_up is None:
+        gated = block.gate is not None
+        return _on_output(_part(block.gate if gated and tap.kind == "mlp_pre" else block.up), tap)
+
+    def halves(joint: Tensor) -> Tensor:
+        gate, up = joint.chunk(2, dim=-1)
+        return torch.cat([tap(gate), up] if tap.kind == "mlp_pre" else [gate, tap(up)], dim=-1)
+
+    return _on_output(block.gate_up, halves)
+
+
+def _on_output(module: nn.Module, tap: Callable[[Tensor], Tensor]) -> Any:
+    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+        if isinstance(output, Tensor):
+            return tap(output)
+        tensor = first_tensor(output)
+        assert tensor is not None and output[0] is tensor
+        return (tap(tensor), *output[1:])
+
+    return module.register_forward_hook(hook)
+
+
+def _on_input(module: nn.Module, tap: Callable[[Tensor], Tensor]) -> Any:
+    def hook(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        return _replace_input(args, kwargs, tap(_input(args, kwargs)))
+
+    return module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def _replace_input(
+    args: tuple[Any, ...], kwargs: dict[str, Any], new: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
+
+
+def _shared_input(tap: Tap, _module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    """resid_mid feeds the MLP's norm and, as the same tensor, the sum after the MLP: both see an edit only if it is written into it.
+
+    The one place where an activation is written in place; the sum that made it is always fresh.
+    """
+    shared = _input(args, kwargs)
+    if not tap.edits:
+        tap(shared)
+        return
+    shared.copy_(tap(shared.clone()))
+    if tap.read:
+        tap.kept = shared
+
+
+def _result(tap: Tap, heads: tuple[int, int], module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    """Per-head contributions: the projection is linear, so what an edit changes in them is added to the output."""
+    weight = output_weight(module).unflatten(0, heads)  # [head, d_head, d_model]
+    result = torch.einsum("bphd,hdm->bphm", args[0].unflatten(-1, heads), weight)
+    if tap.edits:
+        return output + (tap(result) - result).sum(dim=2)
+    if not torch.is_grad_enabled():
+        tap(result)
+        return output
+    # For gradients: a copy that adds exactly zero, cut off upstream so that earlier sites are not counted twice.
+    leaf = tap(result.detach().requires_grad_())
+    return output + (leaf - leaf.detach()).sum(dim=2)
+
+
+def _logits(tap: Tap, _module: nn.Module, _args: Any, output: Any) -> Any:
+    output.logits = tap(output.logits)
+    return output
+
+
+def _gather(positions: Tensor, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    hidden = args[0]
+    return (hidden[torch.arange(len(positions)), positions.to(hidden.device)][:, None], *args[1:])
+
+
+def _route(taps: dict[str, Tap], router: nn.Module, _args: Any, output: tuple[Tensor, Tensor, Tensor]) -> Any:
+    """Edits the logits, then chooses experts again by the router's own rule (an edit of the logits alone would do nothing)."""
+    tap, weights_tap = taps.get("router"), taps.get("expert_weights")
+    routing = Routing(*output)
+    if tap is not None:
+        batch = len(tap.window.rows)
+        by_pos = routing.logits.unflatten(0, (batch, -1))
+        switches = [placed for placed in tap.edits if placed.edit.verb == "route"]
+        values = [placed for placed in tap.edits if placed.edit.verb != "route"]
+        plain = Tap("router", tap.layer, tap.window, values, read=True, touched=tap.touched)
+        logits = plain(by_pos)
+        tap.kept = logits
+        if tap.edits or torch.is_grad_enabled():
+            routing = _switched(tap, switches, router, logits)
+    if weights_tap is not None:
+        dense = routing.dense()
+        weights_tap.kept = dense.unflatten(0, (len(weights_tap.window.rows), -1))
+    return (routing.logits, routing.weights, routing.indices)
+
+
+def _switched(tap: Tap, switches: list[Placed], router: nn.Module, logits: Tensor) -> Routing:
+    masks = {state: torch.zeros(logits.shape, dtype=torch.bool) for state in ("off", "on", "drop")}
+    for placed in switches:
+        cells = tap.window.touched(placed.edit, logits.shape[1], placed.only)
+        tap.count(placed.edit, int(cells.sum()))
+        assert placed.edit.state is not None
+        masks[placed.edit.state][..., placed.edit.site.index] |= cells
+    flat = {state: mask.flatten(0, 1).to(logits.device) for state, mask in masks.items()}
+    routing = choose(router, logits.flatten(0, 1), flat["off"], flat["on"])
+    return drop(routing, flat["drop"])

@@ -1,0 +1,348 @@
+"""The Lens: a model with eyes and hands.
+
+lens = Lens(load())
+run = lens.run("When Mary and John went to the store, John gave a drink to", read=["L5H3.pattern", "L9.resid_post@-1"])
+run["L5H3.pattern"]                                     # [batch, query, key]
+lens.run(prompts, edits=[patch("L9H6", source="clean")], sources={"clean": other_prompts})
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from mechlab.errors import EditError, SiteError
+from mechlab.lens import attention
+from mechlab.lens.apply import Source, Window, check_source
+from mechlab.lens.edit import Edit
+from mechlab.lens.generate import Generation, Sampling, generate
+from mechlab.lens.hooks import Placed, Tap, installed
+from mechlab.lens.layout import layout
+from mechlab.lens.site import Site, site
+from mechlab.lens.tokens import Prompts, Tokens, tokenize
+from mechlab.models.model import Model
+
+if TYPE_CHECKING:
+    from mechlab.patching.task import Task
+    from mechlab.results.effects import Effects
+
+Sources = Mapping[str, "Prompts | Run"]
+_BY_HEAD = ("scores", "pattern")
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What one run gave: the tokens, the logits and the activations that were asked for.
+
+    Attributes:
+        logits: ``[batch, pos, vocab]``; with ``logits="last"`` ``[batch, 1, vocab]``; None with ``logits="none"``.
+        last_logits: ``[batch, vocab]`` at each prompt's last token; None with ``logits="none"``.
+        activations: site -> tensor, after all edits. Axes are the site kind's (``KINDS``), less the head / unit or position that the site
+            names. Padded positions hold zeros.
+    """
+
+    tokens: Tokens
+    logits: Tensor | None
+    last_logits: Tensor | None
+    activations: Mapping[Site, Tensor]
+
+    def __getitem__(self, at: str | Site) -> Tensor:
+        wanted = site(at)
+        if wanted not in self.activations:
+            have = ", ".join(map(str, self.activations)) or "nothing"
+            raise SiteError(f"Site {wanted} was not read: this run read {have}; add it to read=.")
+        return self.activations[wanted]
+
+
+@dataclass(frozen=True, eq=False)
+class Gradients:
+    """``metric`` ``[batch]`` at each prompt and its gradient at each site, shaped as the activation there."""
+
+    tokens: Tokens
+    metric: Tensor
+    gradients: Mapping[Site, Tensor]
+
+    def __getitem__(self, at: str | Site) -> Tensor:
+        return self.gradients[site(at)]
+
+
+class Lens:
+    """Runs a model with edits and reads what happens inside.
+
+    Args:
+        model: from ``mechlab.load``. Its attention is switched to mechlab's function (same numbers, see ``mechlab check``).
+        prepend_bos: how text is tokenised (see ``tokenize``).
+
+    Raises:
+        ModelError: a family whose layout cannot be read.
+    """
+
+    def __init__(self, model: Model, *, prepend_bos: bool | None = None) -> None:
+        self.model = model
+        self.prepend_bos = prepend_bos
+        attention.use(model.hf)
+        self.layout = layout(model)
+
+    def tokens(self, prompts: Prompts) -> Tokens:
+        """The tokens the model will really see (``.show()`` prints them)."""
+        return tokenize(self.model, prompts, prepend_bos=self.prepend_bos)
+
+    def run(
+        self,
+        prompts: Prompts,
+        edits: Iterable[Edit] = (),
+        read: Iterable[str | Site] = (),
+        *,
+        sources: Sources | None = None,
+        logits: Literal["all", "last", "none"] = "all",
+        batch_size: int = 64,
+    ) -> Run:
+        """One forward pass over the prompts, with ``edits`` applied in order and the sites in ``read`` kept.
+
+        Args:
+            sources: the runs that edits name, as prompts (run here, unedited) or as a Run that read the whole sites.
+            logits: where to unembed; ``"last"`` saves a fifth of the work on small models.
+            batch_size: prompts per forward pass; it changes memory and speed, not results (beyond float rounding).
+
+        Raises:
+            SiteError: a site this model lacks. EditError: an edit without its source, or one that touches nothing.
+            PromptError: prompts that cannot be run, unknown positions, or unequal lengths where edits need equal ones.
+        """
+        tokens, edits = self.tokens(prompts), tuple(edits)
+        sites = tuple(dict.fromkeys(site(s) for s in read))
+        self._check(tokens, edits, sites)
+        found = self._sources(tokens, edits, sources or {})
+        if any(s.kind == "logits" for s in (*sites, *(edit.site for edit in edits))):
+            logits = "all"
+        parts: list[Run] = []
+        touched: dict[Edit, int] = {}
+        for start in range(0, len(tokens), batch_size):
+            rows = tuple(range(start, min(start + batch_size, len(tokens))))
+            parts.append(self._forward(tokens, rows, edits, sites, found, logits, touched))
+        check_touched(edits, touched)
+        return parts[0] if len(parts) == 1 else _joined(tokens, sites, parts, logits)
+
+    def generate(
+        self,
+        prompts: Prompts,
+        max_new_tokens: int = 20,
+        edits: Iterable[Edit] = (),
+        *,
+        sources: Sources | None = None,
+        sampling: Sampling | None = None,
+        stop_at_eos: bool = True,
+    ) -> list[Generation]:
+        """Continues each prompt, greedily or by seeded sampling, with edits on prompt tokens, generated tokens or both (``Edit.phase``).
+
+        Raises:
+            EditError: an edit that takes values by position from another run must have ``phase="prompt"`` or a position.
+        """
+        tokens, edits = self.tokens(prompts), tuple(edits)
+        self._check(tokens, edits, ())
+        found = self._sources(tokens, edits, sources or {})
+        return generate(self.model, self.layout, tokens, edits, found, max_new_tokens, sampling, stop_at_eos)
+
+    def gradients(
+        self,
+        prompts: Prompts,
+        metric: Callable[[Tensor], Tensor],
+        at: Iterable[str | Site],
+        edits: Iterable[Edit] = (),
+        *,
+        sources: Sources | None = None,
+    ) -> Gradients:
+        """Gradient of ``metric`` (``[batch, vocab]`` logits at each prompt's last token -> ``[batch]``) at sites.
+
+        Each prompt's metric depends on that prompt alone, so row i of a gradient is that of metric i.
+
+        Raises:
+            SiteError: a site that the metric does not depend on at all (after the last token's logits), or that is absent.
+        """
+        tokens, edits, sites = self.tokens(prompts), tuple(edits), tuple(dict.fromkeys(site(s) for s in at))
+        self._check(tokens, edits, sites)
+        found = self._sources(tokens, edits, sources or {})
+        window = Window(tokens, tuple(range(len(tokens))), tokens.width, found, len(tokens))
+        # Nothing in the model asks for gradients; the graph begins where the embedding is made to.
+        taps = _taps(window, edits, [*sites, Site("embed")])
+        next(tap for tap in taps if tap.kind == "embed").starts_graph = True
+        with torch.enable_grad(), installed(self.layout, self.model.hf, taps):
+            output = self.model.hf(input_ids=tokens.ids.to(self.model.device), use_cache=False)
+            values = metric(_last(output.logits, tokens))
+        kept = {(tap.kind, tap.layer): tap.kept for tap in taps}
+        wholes = list(dict.fromkeys(s.whole for s in sites))
+        tensors = [kept[whole.kind, whole.layer] for whole in wholes]
+        found_gradients = torch.autograd.grad(values.sum(), [t for t in tensors if t is not None], allow_unused=True)
+        check_touched(edits, _counted(taps))
+        by_whole = dict(zip(wholes, found_gradients, strict=True))
+        for whole, gradient in by_whole.items():
+            if gradient is None:
+                raise SiteError(
+                    f"Site {whole} has no influence on the metric: choose a site before the last token's logits."
+                )
+        return Gradients(tokens, values.detach(), {s: _view(s, by_whole[s.whole], tokens) for s in sites})  # pyright: ignore[reportArgumentType]
+
+    def effects(
+        self,
+        task: "Task",
+        interventions: Sequence[Edit | Sequence[Edit]],
+        metric: str = "logit_difference",
+        *,
+        base: Literal["clean", "corrupted"] = "corrupted",
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> "Effects":
+        """The effect of each intervention on each prompt of a task; see ``mechlab.patching.effects``."""
+        from mechlab.patching.effects import effects  # the one door from lens up to patching
+
+        return effects(self, task, interventions, metric, base=base, progress=progress)
+
+    def bridge(self) -> Any:
+        """A TransformerLens TransformerBridge over the same weights (no copy of them), for those who want its API.
+
+        It works on its own module tree, so its hooks and this lens's never meet.
+        """
+        from transformer_lens.model_bridge import TransformerBridge
+
+        shared = {id(p): p for p in (*self.model.hf.parameters(), *self.model.hf.buffers())}
+        twin = copy.deepcopy(self.model.hf, memo=shared)  # pyright: ignore[reportArgumentType]
+        twin.set_attn_implementation("eager")
+        return TransformerBridge.boot_transformers(
+            twin.config._name_or_path or self.model.name, hf_model=twin, tokenizer=self.model.tokenizer
+        )
+
+    def _check(self, tokens: Tokens, edits: Sequence[Edit], sites: Sequence[Site]) -> None:
+        for at in (*sites, *(edit.site for edit in edits)):
+            self.layout.check(at)
+            if at.pos is not None:
+                tokens.positions(at.pos)
+
+    def _sources(self, tokens: Tokens, edits: Sequence[Edit], given: Sources) -> dict[str, Source]:
+        """Runs (or looks up) what the edits take values from."""
+        needed: dict[str, list[Site]] = {}
+        for edit in edits:
+            if edit.source is not None:
+                needed.setdefault(edit.source, []).append(edit.site.whole)
+        found: dict[str, Source] = {}
+        for name, wholes in needed.items():
+            if name not in given:
+                raise EditError(
+                    f"Source {name!r} is named by an edit but was not given: pass sources={{{name!r}: prompts}}."
+                )
+            value = given[name]
+            run = value if isinstance(value, Run) else self.run(value, read=wholes, logits="none")
+            found[name] = Source(run.tokens, {(w.kind, w.layer): _by_pos(w, run[w]) for w in wholes})
+        for edit in edits:
+            if edit.source is not None:
+                check_source(edit, tokens, found[edit.source].tokens)
+        return found
+
+    def _forward(
+        self,
+        tokens: Tokens,
+        rows: tuple[int, ...],
+        edits: Sequence[Edit],
+        sites: Sequence[Site],
+        sources: Mapping[str, Source],
+        logits: str,
+        touched: dict[Edit, int],
+    ) -> Run:
+        batch = tokens.select(rows)
+        window = Window(batch, rows, batch.width, sources, len(tokens))
+        taps = _taps(window, edits, sites)
+        ends = torch.tensor(batch.lengths) - 1
+        kept, output = self._pass(batch, taps, ends if logits != "all" else None)
+        for edit, count in _counted(taps).items():
+            touched[edit] = touched.get(edit, 0) + count
+        activations = {s: _view(s, kept[s.kind, s.layer], batch) for s in sites}
+        if logits == "none":
+            return Run(batch, None, None, activations)
+        return Run(batch, output, output[:, 0] if logits == "last" else _last(output, batch), activations)
+
+    @torch.no_grad()
+    def _pass(self, batch: Tokens, taps: Sequence[Tap], ends: Tensor | None) -> tuple[dict[Any, Tensor], Tensor]:
+        with installed(self.layout, self.model.hf, taps, ends):
+            output = self.model.hf(input_ids=batch.ids.to(self.model.device), use_cache=False)
+        return {(tap.kind, tap.layer): tap.kept for tap in taps if tap.kept is not None}, output.logits
+
+
+def check_touched(edits: Iterable[Edit], touched: Mapping[Edit, int]) -> None:
+    """Raises EditError for an edit that no token of no prompt was under: never a silent no-op."""
+    for edit in edits:
+        if not touched.get(edit):
+            raise EditError(f"Edit {edit} touched nothing: no {edit.phase} token of these prompts is at its site.")
+
+
+def _taps(window: Window, edits: Sequence[Edit], sites: Iterable[Site]) -> list[Tap]:
+    """One tap per (kind, layer) that is edited or read."""
+    taps: dict[tuple[str, int | None], Tap] = {}
+    for edit in edits:
+        tap = taps.setdefault((edit.site.kind, edit.site.layer), Tap(edit.site.kind, edit.site.layer, window))
+        tap.edits.append(Placed(edit))
+    for at in sites:
+        taps.setdefault((at.kind, at.layer), Tap(at.kind, at.layer, window)).read = True
+    return list(taps.values())
+
+
+def _counted(taps: Iterable[Tap]) -> dict[Edit, int]:
+    return {edit: count for tap in taps for edit, count in tap.touched.items()}
+
+
+def _last(logits: Tensor, tokens: Tokens) -> Tensor:
+    return logits[torch.arange(len(tokens)), torch.tensor(tokens.lengths) - 1]
+
+
+def _by_pos(at: Site, activation: Tensor) -> Tensor:
+    """Scores and patterns are read ``[batch, head, query, key]`` and edited ``[batch, query, head, key]``."""
+    return activation.transpose(1, 2) if at.kind in _BY_HEAD else activation
+
+
+def _view(at: Site, kept: Tensor, tokens: Tokens) -> Tensor:
+    """The part of a kept activation (by position) that the site names.
+
+    A part is copied, so that it does not keep the whole in memory; a whole is not, so that resid_post of a layer and resid_pre of the
+    next are one tensor.
+    """
+    kept = kept.detach()
+    if not tokens.equal_lengths:
+        padding = (~tokens.mask).to(kept.device)
+        kept = kept.masked_fill(padding.reshape(*padding.shape, *[1] * (kept.ndim - 2)), 0)
+    if at.pos is not None:
+        kept = kept[range(len(tokens)), list(tokens.positions(at.pos))]
+    elif at.kind in _BY_HEAD:
+        kept = kept.transpose(1, 2)
+    if at.index is not None:
+        kept = kept.select(1 if at.pos is not None or at.kind in _BY_HEAD else 2, at.index)
+    return kept.clone() if at.index is not None and at.pos is None else kept
+
+
+def _joined(tokens: Tokens, sites: Sequence[Site], parts: Sequence[Run], mode: str) -> Run:
+    """Batches put together, padded to the widest."""
+
+    def widened(tensors: Iterable[Tensor | None], axes: Sequence[int]) -> Tensor:
+        return torch.cat([_pad(tensor, axes, tokens.width) for tensor in tensors if tensor is not None])
+
+    activations = {s: widened((part.activations[s] for part in parts), _position_axes(s)) for s in sites}
+    if mode == "none":
+        return Run(tokens, None, None, activations)
+    last = widened((part.last_logits for part in parts), [])
+    return Run(
+        tokens, last[:, None] if mode == "last" else widened((part.logits for part in parts), [1]), last, activations
+    )
+
+
+def _pad(tensor: Tensor, axes: Sequence[int], width: int) -> Tensor:
+    for axis in axes:
+        tensor = torch.nn.functional.pad(tensor, [0, 0] * (tensor.ndim - 1 - axis) + [0, width - tensor.shape[axis]])
+    return tensor
+
+
+def _position_axes(at: Site) -> list[int]:
+    """Axes of a read activation that run over positions."""
+    if at.kind in _BY_HEAD:
+        first = 1 if at.index is not None else 2
+        return [first] if at.pos is not None else [first, first + 1]
+    return [] if at.pos is not None else [1]
