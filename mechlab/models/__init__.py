@@ -1,0 +1,47 @@
+"""Where models come from. Names are imported on first use, so that importing this package does not import torch."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mechlab.models.cache import CachedModel, cache_root, cached_models
+    from mechlab.models.default import DEFAULT_MODEL, default_model_folder
+    from mechlab.models.loading import load
+    from mechlab.models.model import Model
+    from mechlab.models.planted import PLANTED_INDUCTION, PLANTED_PREVIOUS_TOKEN, planted_induction
+    from mechlab.models.tiny_models import FAMILIES, tiny
+    from mechlab.models.twin import random_twin
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "FAMILIES",
+    "PLANTED_INDUCTION",
+    "PLANTED_PREVIOUS_TOKEN",
+    "CachedModel",
+    "Model",
+    "cache_root",
+    "cached_models",
+    "default_model_folder",
+    "load",
+    "planted_induction",
+    "random_twin",
+    "tiny",
+]
+
+# no file bears the name of a function here: importing it would put the module in the function's place
+_FILES = {
+    "cache": ("CachedModel", "cache_root", "cached_models"),
+    "default": ("DEFAULT_MODEL", "default_model_folder"),
+    "loading": ("load",),
+    "model": ("Model",),
+    "planted": ("PLANTED_INDUCTION", "PLANTED_PREVIOUS_TOKEN", "planted_induction"),
+    "tiny_models": ("FAMILIES", "tiny"),
+    "twin": ("random_twin",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for file, names in _FILES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"mechlab.models.{file}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,120 @@
+"""Tiny models of each family, made in code: three layers, random weights, every size different.
+
+For tests and notebooks. The weights are larger than in training (std 0.2) so that attention patterns are far from
+uniform and logits differ between prompts. Biases, norm weights and attention sinks, which start at a constant, are
+drawn too: code that forgets one gives wrong numbers.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from mechlab.errors import UnknownName
+from mechlab.models.model import Model
+from mechlab.models.twin import fresh, seeded
+from mechlab.models.words import SPECIAL, word_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+N_LAYERS, N_HEADS, N_KV_HEADS, D_MODEL, D_MLP, CONTEXT = 3, 4, 2, 64, 88, 96
+D_HEAD = 10
+"""Not D_MODEL / N_HEADS, in the families that leave it free."""
+WINDOW = 6
+NOISE_STD = 0.2
+
+_GROUPED: dict[str, Any] = {"num_key_value_heads": N_KV_HEADS}
+_WINDOWS: dict[str, Any] = {
+    "sliding_window": WINDOW,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
+_GEMMA: dict[str, Any] = {**_GROUPED, **_WINDOWS, "head_dim": D_HEAD, "query_pre_attn_scalar": 14}
+_YARN: dict[str, Any] = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": CONTEXT // 8,
+}
+
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_inner": D_MLP, "tie_word_embeddings": True},
+    "gpt_neox": {},  # rotary on a quarter of each head; attention and MLP in parallel
+    "llama": {**_GROUPED, "head_dim": D_HEAD},
+    "qwen2": {**_GROUPED, **_WINDOWS, "use_sliding_window": True},
+    "qwen3": {**_GROUPED, **_WINDOWS, "use_sliding_window": True, "head_dim": D_HEAD},
+    "gemma2": {**_GEMMA, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "tie_word_embeddings": True},
+    "gemma3": {**_GEMMA, "tie_word_embeddings": True},
+    "mistral": {**_GROUPED, "head_dim": D_HEAD, "sliding_window": WINDOW},
+    "phi3": _GROUPED,
+    "olmo2": _GROUPED,
+    "mixtral": {**_GROUPED, "head_dim": D_HEAD, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "olmoe": {**_GROUPED, "num_experts": 4, "num_experts_per_tok": 2},
+    "qwen2_moe": {
+        **_GROUPED,
+        **_WINDOWS,
+        "use_sliding_window": True,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 56,
+        "shared_expert_intermediate_size": 72,
+    },
+    "gpt_oss": {
+        **_GROUPED,
+        **_WINDOWS,
+        "head_dim": D_HEAD,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "rope_parameters": _YARN,
+    },
+}
+
+FAMILIES = tuple(_SETTINGS)
+
+
+def tiny(family: str, seed: int = 0) -> Model:
+    """A three-layer float32 model of `family` (one of FAMILIES) on the CPU, with the word tokenizer; the same for the
+    same seed.
+
+    The global random state is untouched. Raises UnknownName for another family.
+    """
+    if family not in _SETTINGS:
+        raise UnknownName("model family", family, FAMILIES)
+    import torch
+    from transformers import AutoConfig
+
+    tokenizer = word_tokenizer()
+    bos, eos, pad, _ = range(len(SPECIAL))
+    common = {
+        "num_hidden_layers": N_LAYERS,
+        "num_attention_heads": N_HEADS,
+        "hidden_size": D_MODEL,
+        "max_position_embeddings": CONTEXT,
+        "vocab_size": len(tokenizer),
+        "initializer_range": NOISE_STD,
+        "tie_word_embeddings": False,
+        "bos_token_id": bos,
+        "eos_token_id": eos,
+        "pad_token_id": pad,
+    }
+    if family != "gpt2":
+        common["intermediate_size"] = D_MLP
+    kind = "gemma3_text" if family == "gemma3" else family
+    config = AutoConfig.for_model(kind, **{**common, **copy.deepcopy(_SETTINGS[family])})
+    hf = fresh(config, torch.float32, seed)
+    hf.config.architectures = [type(hf).__name__]  # from_config leaves it out, and TransformerLens asks for it
+    perturb_constants(hf, seed)
+    return Model(f"tiny-{family}" if seed == 0 else f"tiny-{family}-{seed}", "tiny", hf, tokenizer)
+
+
+def perturb_constants(hf: PreTrainedModel, seed: int) -> None:
+    """Add noise to every bias, norm weight and sink, which a fresh model sets to 0 or 1. Changes `hf`."""
+    import torch
+
+    with seeded(seed), torch.no_grad():
+        for name, parameter in hf.named_parameters():
+            if parameter.ndim == 1 or name.endswith("bias"):  # the biases of fused experts have two dimensions
+                parameter.add_(torch.randn_like(parameter), alpha=NOISE_STD)

@@ -1,0 +1,44 @@
+"""The random twin: same architecture, settings and tokenizer, freshly drawn weights. A control for claims about training."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Generator
+from typing import TYPE_CHECKING
+
+from mechlab.models.model import Model
+from mechlab.models.quiet import quiet
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+
+def random_twin(model: Model, seed: int = 0) -> Model:
+    """`model` with the weights its architecture starts training from, on the same device and in the same dtype.
+
+    The same seed gives the same fingerprint; the global random state is untouched. The name gains '@random:SEED'.
+    """
+    hf = fresh(model.hf.config, model.dtype, seed).to(model.device)  # pyright: ignore[reportArgumentType]
+    return Model(f"{model.name}@random:{seed}", model.source, hf, model.tokenizer)
+
+
+def fresh(config: PreTrainedConfig, dtype: torch.dtype, seed: int) -> PreTrainedModel:
+    """A newly initialised model of a copy of `config`, on the CPU."""
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(config)
+    has_own_code = hasattr(config, "auto_map")  # then its code was trusted when `config` was loaded
+    with seeded(seed), quiet():
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=has_own_code)
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Generator[None]:
+    """Draw from a CPU generator that starts at `seed`; put the global state back afterwards."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators too
+        yield

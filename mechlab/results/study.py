@@ -1,0 +1,133 @@
+"""Studies: a named, parametrised experiment, and the parser of the settings people type.
+
+A study's settings are a frozen pydantic model, so one declaration gives the defaults, the types, the checks and the
+words of the help.
+"""
+
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from mechlab.errors import MechlabError, UnknownName
+
+if TYPE_CHECKING:
+    from mechlab.results.report import Report
+
+_LISTS: tuple[object, ...] = (list, tuple, set, frozenset)
+# `int | None` and `Literal["a"] | None` have different origins before Python 3.14.
+_UNIONS = (types.UnionType, get_origin(Literal["a"] | None))
+
+
+class Progress(Protocol):
+    """Told how far a run is: what it is doing, steps done, steps in all."""
+
+    def __call__(self, label: str, done: int, total: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Study:
+    """One paper's claims as an experiment.
+
+    Attributes:
+        name: what people type.
+        title: heading of its report.
+        paper: authors, year, arXiv number.
+        line: one line on what it asks.
+        settings: frozen pydantic model with ``extra="forbid"`` and a default for every field.
+        run: ``(lens, settings, progress) -> Report``.
+    """
+
+    name: str
+    title: str
+    paper: str
+    line: str
+    settings: type[BaseModel]
+    run: "Callable[[Any, Any, Progress], Report]"
+
+    def __post_init__(self) -> None:
+        config = self.settings.model_config
+        assert config.get("frozen") and config.get("extra") == "forbid", (
+            f"The settings of study {self.name!r} must be frozen and forbid extra fields."
+        )
+
+
+def parse_settings(study: Study, pairs: Sequence[str]) -> BaseModel:
+    """Settings of a study from ``key=value`` texts; what is not named keeps its default.
+
+    Lists are written with commas (``layers=0,3,5``), an optional value can be ``none``.
+
+    Raises:
+        UnknownName: no such setting.
+        MechlabError: text without "=", a setting given twice, a value of another type, or values that contradict each
+        other.
+    """
+    fields, texts = study.settings.model_fields, _split(pairs)
+    for key in texts:
+        if key not in fields:
+            if not fields:
+                raise MechlabError(f"Study {study.name!r} has no settings: leave out {key!r}.")
+            raise UnknownName("setting", key, fields, f"These are the settings of study {study.name!r}.")
+    values = {key: _value(text, fields[key].annotation) for key, text in texts.items()}
+    try:
+        return study.settings.model_validate(values)
+    except ValidationError as error:
+        raise _refusal(study, error, texts) from error
+
+
+def _split(pairs: Sequence[str]) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise MechlabError(f"Setting {pair!r} has no value: write it as key=value, for example seed=1.")
+        if key in texts:
+            raise MechlabError(f"Setting {key!r} is given twice ({texts[key]!r} and {text!r}): give it once.")
+        texts[key] = text.strip()
+    return texts
+
+
+def _value(text: str, annotation: object) -> object:
+    """The text as pydantic should see it: lists split at commas, ``none`` for an optional value."""
+    kinds = _alternatives(annotation)
+    if type(None) in kinds and text.lower() == "none":
+        return None
+    if any(get_origin(kind) in _LISTS or kind in _LISTS for kind in kinds):
+        return [part.strip() for part in text.split(",")] if text else []
+    return text
+
+
+def _alternatives(annotation: object) -> tuple[object, ...]:
+    return get_args(annotation) if get_origin(annotation) in _UNIONS else (annotation,)
+
+
+def _refusal(study: Study, error: ValidationError, texts: dict[str, str]) -> MechlabError:
+    first = error.errors()[0]
+    why = first["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ").rstrip(".")
+    if not first["loc"]:
+        return MechlabError(f"The settings of study {study.name!r} do not fit together: {why}.")
+    key = str(first["loc"][0])
+    if first["type"] == "missing":
+        return MechlabError(f"Study {study.name!r} needs the setting {key!r}: add {key}=VALUE.")
+    expected = _type_text(study.settings.model_fields[key].annotation)
+    return MechlabError(f"Setting {key}={texts.get(key, '')!r} is refused ({why}): expected {expected}.")
+
+
+_NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "none"}
+
+
+def _type_text(annotation: object) -> str:
+    if isinstance(annotation, type) and annotation in _NAMES:
+        return _NAMES[annotation]
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return "one of " + ", ".join(str(item) for item in arguments)
+    if origin in _UNIONS:
+        return " or ".join(_type_text(item) for item in arguments)
+    if origin in _LISTS:
+        inner = _type_text(next((item for item in arguments if item is not Ellipsis), str))
+        return f"a list with commas, each {inner}"
+    return getattr(annotation, "__name__", str(annotation))
