@@ -4,7 +4,7 @@ import math
 
 
 def three_digits(value: float) -> str:
-    """The number to 3 significant digits; integers up to a million in full; NaN as an en dash."""
+    """The number to 3 significant digits; whole parts up to a million in full; NaN as an en dash."""
     return _digits(value, 3)
 
 
@@ -15,7 +15,7 @@ def interval_text(low: float, high: float) -> str:
 
 def apart(a: float, b: float) -> tuple[str, str]:
     """Both numbers with the fewest digits (at least 3) at which unequal numbers read as unequal."""
-    for digits in range(3, 18):
+    for digits in range(3, 17):
         texts = _digits(a, digits), _digits(b, digits)
         if a == b or texts[0] != texts[1]:
             return texts
@@ -29,5 +29,6 @@ def _digits(value: float, digits: int) -> str:
         return "∞" if value > 0 else "-∞"
     if float(value).is_integer() and abs(value) < 1e6:
         return str(int(value))
-    text = f"{value:.{digits}g}"
-    return str(int(float(text))) if "e+" in text and abs(value) < 1e6 else text
+    if 10**digits <= abs(value) < 1e6:
+        return f"{value:.0f}"  # 1235, not 1.23e+03 nor 1230
+    return f"{value:.{digits}g}"

@@ -1,0 +1,26 @@
+"""Pure functions from results to plotly figures and the HTML page."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mechlab.views.figures import bars_with_intervals as bars_with_intervals
+    from mechlab.views.figures import heatmap as heatmap
+    from mechlab.views.figures import intervals_against_controls as intervals_against_controls
+    from mechlab.views.figures import pattern as pattern
+    from mechlab.views.page import report_page as report_page
+
+_HOME = {
+    "bars_with_intervals": "figures",
+    "heatmap": "figures",
+    "intervals_against_controls": "figures",
+    "pattern": "figures",
+    "report_page": "page",
+}
+__all__ = [*_HOME]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME:
+        return getattr(import_module(f"mechlab.views.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,250 @@
+"""Effects against one full forward pass per intervention, on every family; the planted circuit is named exactly."""
+
+import pandas as pd
+import pytest
+import torch
+
+from mechlab.errors import EditError, PromptError, SiteError, UnknownName
+from mechlab.lens import edit
+from mechlab.lens.edit import Edit, patch
+from mechlab.lens.lens import Lens
+from mechlab.lens.site import Site
+from mechlab.models import FAMILIES, PLANTED_INDUCTION, PLANTED_PREVIOUS_TOKEN, planted_induction, tiny
+from mechlab.patching import effects as engine
+from mechlab.patching.task import Task
+from mechlab.results.metrics import metric
+
+
+def toy_task(lens: Lens, seed: int = 0, n: int = 5) -> Task:
+    """Random pairs of unequal lengths that differ at two places; LATE labels the second."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda *size: torch.randint(5, lens.model.vocab_size, size, generator=generator)  # noqa: E731
+    clean, corrupted, late = [], [], []
+    for i in range(n):
+        ids = draw(9 + i % 3)
+        other = ids.clone()
+        first, second = 2 + i % 2, 5 + i % 3
+        other[[first, second]] = (ids[[first, second]] - 5 + 1) % (lens.model.vocab_size - 5) + 5
+        clean.append(ids.tolist())
+        corrupted.append(other.tolist())
+        late.append(second)
+    answers = draw(n)
+    return Task(
+        "toy",
+        lens.tokens(clean).labelled(LATE=late),
+        lens.tokens(corrupted).labelled(LATE=late),
+        answers,
+        (answers - 5 + 7) % (lens.model.vocab_size - 5) + 5,
+    )
+
+
+def interventions(lens: Lens) -> list[list[Edit]]:
+    """Every verb, several kinds and layers, single and joint, early and late positions."""
+    kinds = lens.layout.kinds(1)
+    groups = [
+        [patch("L0.resid_pre@1")],
+        [patch("L1.resid_pre@LATE")],
+        [patch("L2.resid_post")],
+        [patch("L2H3@-1")],
+        [patch("L1H1")],
+        [patch("L1KV0.k")],
+        [patch("L2.pattern")],
+        [patch("L1.attn_out@LATE"), patch("L2H0")],
+        [edit.zero("L1H2"), edit.zero("L0H0")],
+        [edit.mean("L1.mlp_out@LATE", "clean")],
+        [edit.resample("L1H1@-1", "clean", seed=3)],
+        [edit.scale("L2.mlp_out", 0.5)],
+        [edit.add("L1.resid_post@-1", torch.linspace(-1, 1, lens.model.d_model))],
+        [edit.clamp("L1.resid_post", -0.5, 0.5)],
+        [edit.project("L1.resid_post", torch.eye(2, lens.model.d_model))],
+        [edit.project("L1.resid_post@LATE", torch.eye(2, lens.model.d_model), "clean")],
+        [patch("embed@LATE")],
+        [patch("final_norm@-1")],
+        [edit.scale("logits", 2.0)],
+    ]
+    if "mlp_post" in kinds:
+        groups.append([patch("L1N5"), patch("L2N2")])
+    if "router" in kinds:
+        groups += [[edit.route("L1E1", "off")], [edit.route("L0E2", "on")], [edit.route("L2E0", "drop")]]
+    return groups
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("base", ["clean", "corrupted"])
+def test_effects_equal_one_forward_pass_per_intervention(family: str, base: str) -> None:
+    lens = Lens(tiny(family))
+    task = toy_task(lens)
+    groups = interventions(lens)
+    found = lens.effects(task, groups, base=base)  # pyright: ignore[reportArgumentType]
+    sides = {"clean": task.clean, "corrupted": task.corrupted}
+    measure = metric("logit_difference")
+    for i, group in enumerate(groups):
+        run = lens.run(sides[base], group, sources=sides, logits="last")
+        expected = measure(run.last_logits, task.answers, task.foils)
+        got = torch.tensor(found.frame[found.frame.intervention == i]["after"].to_numpy())
+        assert torch.allclose(got.float(), expected, atol=1e-4), f"{group[0]}: {(got - expected).abs().max()}"
+    for side in ("clean", "corrupted"):
+        plain = measure(lens.run(sides[side], logits="last").last_logits, task.answers, task.foils)
+        assert torch.allclose(
+            torch.tensor(found.frame[found.frame.intervention == 0][side].to_numpy()).float(), plain, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("metric_key", ["probability", "kl", "accuracy", "log_probability"])
+def test_other_metrics(metric_key: str) -> None:
+    lens = Lens(tiny("llama"))
+    task = toy_task(lens)
+    edits = [patch("L1.resid_pre@LATE"), patch("L0.resid_pre@0")]
+    found = lens.effects(task, edits, metric_key)
+    base = lens.run(task.corrupted, logits="last").last_logits
+    run = lens.run(task.corrupted, [edits[0]], sources={"clean": task.clean}, logits="last").last_logits
+    expected = metric(metric_key)(run, task.answers, task.foils, base)
+    assert torch.allclose(
+        torch.tensor(found.frame["after"].to_numpy()[: len(task)]).float(), expected.float(), atol=1e-5
+    )
+    unchanged = found.frame[found.frame.intervention == 1]  # position 0 is before the pair differs
+    pd.testing.assert_series_equal(unchanged["after"], unchanged["before"], check_names=False)
+
+
+def test_nothing_patched_is_corrupted_and_everything_patched_is_clean() -> None:
+    lens = Lens(tiny("gemma3"))
+    task = toy_task(lens)
+    frame = lens.effects(task, [patch("L1.resid_post"), patch("L1.resid_post", source="corrupted")]).frame
+    everything, nothing = frame[frame.intervention == 0], frame[frame.intervention == 1]
+    assert (everything["after"] - everything["clean"]).abs().max() < 1e-5
+    assert (nothing["after"] - nothing["corrupted"]).abs().max() == 0
+
+
+def test_cells_left_out_as_unchanged_really_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    lens = Lens(tiny("mistral"))
+    task = toy_task(lens)
+    edits = [patch(Site("resid_pre", layer, pos=pos)) for layer in range(3) for pos in range(9)]
+    short = lens.effects(task, edits).frame["after"]
+    left_out = engine._unchanged([(e,) for e in edits], task, "corrupted")
+    assert len(left_out) == 3 * sum(task.first_difference())
+    monkeypatch.setattr(engine, "_unchanged", lambda *_: set())
+    full = lens.effects(task, edits).frame["after"]
+    assert (short - full).abs().max() < 1e-5
+
+
+def test_results_do_not_depend_on_what_is_batched_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    lens = Lens(tiny("qwen2_moe"))
+    task = toy_task(lens)
+    edits = [patch(Site("z", layer, head)) for layer in range(3) for head in range(4)]
+    together = lens.effects(task, edits).frame["after"]
+    monkeypatch.setattr(engine, "_ROWS_PER_PASS", 3)
+    apart = lens.effects(task, edits).frame["after"]
+    assert (together - apart).abs().max() < 1e-5
+
+
+def test_planted_induction_heads_are_named_exactly() -> None:
+    lens = Lens(planted_induction())
+    generator = torch.Generator().manual_seed(0)
+    clean, corrupted, answers, foils = [], [], [], []
+    for _ in range(12):
+        a, b, c, *rest = torch.randperm(20, generator=generator)[:8].add(4).tolist()
+        # clean: ... a b ... a -> b; corrupted: ... a c ... a -> c
+        clean.append([rest[0], a, b, *rest[1:], a])
+        corrupted.append([rest[0], a, c, *rest[1:], a])
+        answers.append(b)
+        foils.append(c)
+    task = Task("induction", lens.tokens(clean), lens.tokens(corrupted), torch.tensor(answers), torch.tensor(foils))
+    heads = [(layer, head) for layer in range(2) for head in range(3)]
+    # Denoising one head of a chain restores nothing alone where the other reads the patched token itself: noising finds both.
+    ablated = lens.effects(
+        task, [edit.mean(Site("z", *at), "clean", over="tokens") for at in heads], base="clean"
+    ).points()
+    found = {at for at, change in zip(heads, ablated["change"], strict=True) if abs(change) > 1e-3}
+    assert found == {PLANTED_PREVIOUS_TOKEN, PLANTED_INDUCTION}
+    patched = lens.effects(task, [patch(Site("z", *at)) for at in heads]).points()
+    restored = {at: value for at, value in zip(heads, patched["recovered"], strict=True)}
+    assert restored[PLANTED_INDUCTION] == pytest.approx(1, abs=1e-3)
+    assert all(
+        abs(value) < 1e-3 for at, value in restored.items() if at not in (PLANTED_INDUCTION, PLANTED_PREVIOUS_TOKEN)
+    )
+
+
+def test_transformer_lens_head_patching_agrees() -> None:
+    from transformer_lens import patching as reference
+
+    lens = Lens(tiny("llama"))
+    task = toy_task(lens, n=1)
+    bridge = lens.bridge()
+    _, cache = bridge.run_with_cache(task.clean.ids)
+    measure = metric("logit_difference")
+    theirs = reference.get_act_patch_attn_head_out_all_pos(
+        bridge, task.corrupted.ids, cache, lambda logits: measure(logits[:, -1], task.answers, task.foils)[0]
+    )
+    edits = [patch(Site("z", layer, head)) for layer in range(3) for head in range(4)]
+    ours = torch.tensor(lens.effects(task, edits).frame["after"].to_numpy()).reshape(3, 4)
+    assert torch.allclose(ours.float(), theirs, atol=1e-5)
+
+
+def test_table_names_what_was_done() -> None:
+    lens = Lens(tiny("llama"))
+    frame = lens.effects(toy_task(lens), [patch("L2H3@LATE"), patch("L1N5"), [patch("L0H0"), edit.zero("L1H1")]]).frame
+    rows = frame.drop_duplicates("intervention").set_index("intervention")
+    assert rows.loc[0, ["site", "kind", "layer", "head", "pos", "verb"]].tolist() == [
+        "L2H3@LATE",
+        "z",
+        2,
+        3,
+        "LATE",
+        "patch",
+    ]
+    assert rows.loc[1, "unit"] == 5
+    assert rows.loc[2, "site"] == "L0H0 + L1H1"
+    assert rows.loc[2, "verb"] == "patch + zero"
+    assert pd.isna(rows.loc[2, "layer"])
+
+
+def test_progress_reaches_its_total() -> None:
+    lens = Lens(tiny("gpt2"))
+    seen: list[tuple[int, int]] = []
+    task = toy_task(lens)
+    lens.effects(
+        task, [patch("L0.resid_pre@0"), patch("L2H1")], progress=lambda _label, done, total: seen.append((done, total))
+    )
+    assert seen[-1] == (2 * len(task), 2 * len(task))
+
+
+def test_bad_input_is_told_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    lens = Lens(tiny("llama"))
+    task = toy_task(lens)
+    monkeypatch.setattr(lens, "run", lambda *_a, **_k: pytest.fail("ran"))
+    with pytest.raises(EditError, match="No intervention"):
+        lens.effects(task, [])
+    with pytest.raises(UnknownName, match="metric 'logit_diff'"):
+        lens.effects(task, [patch("L0H0")], "logit_diff")
+    with pytest.raises(SiteError, match="layers 0 to 2"):
+        lens.effects(task, [patch("L7H0")])
+    with pytest.raises(EditError, match="'pool'.*sources 'clean' and 'corrupted'"):
+        lens.effects(task, [edit.mean("L1H0")])
+    with pytest.raises(PromptError, match="unknown: these prompts have LATE"):
+        lens.effects(task, [patch("L1H0@S2")])
+
+
+def test_tasks_refuse_what_cannot_be_compared() -> None:
+    lens = Lens(tiny("llama"))
+    three, four = lens.tokens([[7, 8, 9]]), lens.tokens([[7, 8, 9, 10]])
+    one, two = torch.tensor([5]), torch.tensor([6])
+    with pytest.raises(PromptError, match="3 clean and 4 corrupted tokens"):
+        Task("t", three, four, one, two)
+    with pytest.raises(PromptError, match="same token as answer and foil"):
+        Task("t", three, three, one, one)
+    with pytest.raises(PromptError, match="1 clean and 1 corrupted prompts, 2 answers"):
+        Task("t", three, three, torch.tensor([5, 6]), two)
+
+
+def test_shuffled_answers_are_always_another_pairs() -> None:
+    lens = Lens(tiny("llama"))
+    toy = toy_task(lens, n=5)
+    task = Task("toy", toy.clean, toy.corrupted, torch.arange(10, 15), torch.arange(20, 25))
+    for seed in range(20):
+        shuffled = task.shuffled_answers(seed)
+        assert (shuffled.answers != task.answers).all()
+        assert sorted(shuffled.answers.tolist()) == sorted(task.answers.tolist())
+        pairs = set(zip(task.answers.tolist(), task.foils.tolist(), strict=True))
+        assert set(zip(shuffled.answers.tolist(), shuffled.foils.tolist(), strict=True)) == pairs
+    with pytest.raises(PromptError, match="at least two"):
+        task.select([0]).shuffled_answers()
