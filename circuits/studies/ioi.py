@@ -3,8 +3,8 @@
 What is claimed is written in ``ioi_claims`` before anything runs. Here the numbers are measured:
 
 1. Behaviour on held-out prompts: logit difference and accuracy.
-2. On discovery prompts: direct logit attribution of every head, activation patching of the residual stream (layer x labelled position) and of
-   every head (its output z, all positions) from the clean into the corrupted run, attention between labelled positions. From these the
+2. On discovery prompts: direct logit attribution of every head, activation patching of the residual stream (layer x labelled position) and
+   of every head (its output z, all positions) from the clean into the corrupted run, attention between labelled positions. From these the
    strongest heads and the candidates of each head class are chosen.
 3. On evaluation prompts (other templates, other names): the chosen heads are patched together; so are random heads of the same layers.
 4. The same choice and measurement on the random-weight twin; and, on the model, measurement with the answers of other prompts.
@@ -13,7 +13,6 @@ Patching and head classes: Wang et al., arXiv 2211.00593.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import numpy as np
@@ -26,6 +25,7 @@ from circuits.studies import ioi_claims, ioi_tables
 from circuits.studies.ioi_evidence import Behaviour, Discovery, Evidence
 from circuits.tasks.ioi import LABELS, Corruption, ioi
 from mechlab.analyses.direct_logit import direct_logit
+from mechlab.lens import attention
 from mechlab.lens.edit import Edit, patch
 from mechlab.lens.lens import Lens
 from mechlab.lens.site import Site
@@ -224,7 +224,7 @@ def _changes(
     lens: Lens, task: Task, interventions: Sequence[Sequence[Edit]], progress: Progress, what: str
 ) -> list[Floats]:
     """Logit difference restored by each intervention: per intervention ``[prompts]``."""
-    effects = lens.effects(task, interventions, progress=_named(progress, what) if what else progress)
+    effects = lens.effects(task, interventions, progress=_named(progress, what))
     change = (effects.frame["after"] - effects.frame["before"]).to_numpy(dtype=np.float64)
     return list(change.reshape(len(interventions), len(task)))
 
@@ -239,8 +239,11 @@ def _by_set(random_sets: dict[str, list[list[Head]]], changes: Sequence[Floats])
     return found
 
 
-def _named(progress: Progress, label: str) -> Progress:
-    return lambda _label, done, total: progress(label, done, total)
+def _named(progress: Progress, text: str) -> Progress:
+    def named(label: str, done: int, total: int) -> None:
+        progress(text or label, done, total)
+
+    return named
 
 
 def _model_info(lens: Lens) -> ModelInfo:
@@ -255,7 +258,7 @@ def _model_info(lens: Lens) -> ModelInfo:
         d_model=model.d_model,
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),
-        attention=str(model.hf.config._attn_implementation),
+        attention=attention.NAME,
     )
 
 

@@ -1,7 +1,7 @@
 """The IOI study's claims and their rules, written before the run; the verdicts are computed.
 
-Every effect is in logits of the logit difference, so that a model in which nothing happens (the random-weight twin) gives a number near zero
-instead of a ratio of two noises. Rules ask for an interval beyond zero and beyond every control.
+Every effect is in logits of the logit difference, so that a model in which nothing happens (the random-weight twin) gives a number near
+zero instead of a ratio of two noises. Rules ask for an interval beyond zero and beyond every control.
 """
 
 import numpy as np

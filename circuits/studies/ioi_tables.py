@@ -36,9 +36,10 @@ def summary(lens: Lens, evidence: Evidence) -> str:
     answer = lens.model.tokenizer.decode([int(held_out.answers[0])])
     return (
         "Two names appear, one of them again; the model should answer with the other one, the indirect object. Example: "
-        f"“{example}” → “{str(answer).strip()}”. Heads were chosen on {len(task)} prompt pairs and tested on {len(held_out)} others, with other "
-        f"templates and other names. Patching copies activations from the clean run into a corrupted one ({task.name}); 0 restores nothing, "
-        "the clean minus the corrupted logit difference everything. Every claim was written down, with its rule, before the run."
+        f"“{example}” → “{str(answer).strip()}”. Heads were chosen on {len(task)} prompt pairs and tested on {len(held_out)} "
+        "others, with other templates and other names. Patching copies activations from the clean run into a corrupted one "
+        f"({task.name}); 0 restores nothing, the clean minus the corrupted logit difference everything. "
+        "Every claim was written down, with its rule, before the run."
     )
 
 
@@ -109,8 +110,8 @@ def _classes(evidence: Evidence) -> Pair:
     )
     figure = heatmap(best, "", "attention", diverging=False, x_title="layer", y_title="class")
     note = (
-        "Heads that attend as their class should (at least the threshold, on average), with their effect; the strongest with the class's sign "
-        "of effect are chosen. The figure shows, for each class's query and key, the most attentive head of each layer."
+        "Heads that attend as their class should (at least the threshold, on average), with their effect; the strongest with the "
+        "class's sign of effect are chosen. The figure shows, for each class's query and key, the most attentive head of each layer."
     )
     return Table("classes", title, frame, note), FigureItem("classes", title, figure, "classes", note)
 
@@ -127,7 +128,10 @@ def _claims(evidence: Evidence) -> Pair:
     frame["label"] = frame["claim"] + np.where(frame["heads"] == "chosen", "", " (random)")
     title = "Logit difference restored on held-out prompts"
     figure = bars_with_intervals(frame, "label", "restored", "low", "high", title="", y_title="logits")
-    note = "Chosen sites patched together, with 95 % intervals over prompts; beside each, random heads of the same layers (mean and range of draws)."
+    note = (
+        "Chosen sites patched together, with 95 % intervals over prompts; beside each, random heads of the same layers "
+        "(mean and range of draws)."
+    )
     return Table("claims", title, frame.drop(columns="label"), note), FigureItem(
         "claims", title, figure, "claims", note
     )

@@ -41,13 +41,15 @@ TEMPLATES = (
 )
 PLACES = ("store", "school", "park", "office", "station", "house", "market", "library")
 OBJECTS = ("book", "drink", "ring", "letter", "ball", "cake", "key", "gift")
-NAMES = tuple(
-    "Mary John Tom James Anna Paul Kate Mark Lucy David Emma Peter Alice Jack Sarah Henry Laura Simon Jane Adam Rachel Ben Helen Luke "
-    "Julia Martin Susan Robert Linda Daniel Karen Kevin Lisa Brian Nancy George Amy Edward Ruth Frank Diana Carl Maria Eric Rose Scott "
-    "Grace Ryan Claire Jason Sophie Patrick Victoria Stephen Jennifer Andrew Michelle Jonathan Rebecca Matthew Elizabeth Thomas "
-    "Catherine William Jessica Charles Melissa Michael Amanda Richard Stephanie Joseph Nicole Christopher Katherine Anthony Kimberly "
-    "Steven Angela Gary Donna Larry Carol Jeff Sandra Sam Max Leo Alex Chris Nick Dan Jim Bob Bill Joe Tim Steve Mike Anne".split()
-)
+_NAME_TEXT = """
+Mary John Tom James Anna Paul Kate Mark Lucy David Emma Peter Alice Jack Sarah Henry Laura Simon Jane Adam
+Rachel Ben Helen Luke Julia Martin Susan Robert Linda Daniel Karen Kevin Lisa Brian Nancy George Amy Edward
+Ruth Frank Diana Carl Maria Eric Rose Scott Grace Ryan Claire Jason Sophie Patrick Victoria Stephen Jennifer
+Andrew Michelle Jonathan Rebecca Matthew Elizabeth Thomas Catherine William Jessica Charles Melissa Michael
+Amanda Richard Stephanie Joseph Nicole Christopher Katherine Anthony Kimberly Steven Angela Gary Donna Larry
+Carol Jeff Sandra Sam Max Leo Alex Chris Nick Dan Jim Bob Bill Joe Tim Steve Mike Anne
+"""
+NAMES = tuple(_NAME_TEXT.split())
 
 
 @dataclass(frozen=True)

@@ -100,10 +100,11 @@ def _side_runs(lens: "Lens", sides: dict[str, Tokens], groups: Sequence[tuple[Ed
         for edit in group:
             if edit.source is not None:
                 read[edit.source].add(edit.site.whole)
-    return {
-        name: lens.run(tokens, read=sorted(read[name], key=lambda s: s.sort_key), logits="last")
-        for name, tokens in sides.items()
-    }
+    runs: dict[str, Run] = {}
+    for name, tokens in sides.items():
+        wanted = sorted(read[name], key=lambda at: at.sort_key)
+        runs[name] = lens.run(tokens, read=wanted, logits="last")
+    return runs
 
 
 def _activations(run: Run) -> dict[tuple[str, int | None], Tensor]:

@@ -80,7 +80,7 @@ def test_a_tokenizer_without_names_has_no_ioi() -> None:
         ioi(Lens(bare), 4)
 
 
-def _without_names():  # noqa: ANN202
+def _without_names():
     from mechlab.models.words import word_tokenizer
 
     return word_tokenizer([*"abcdefghijklmnopqrst"])

@@ -218,7 +218,7 @@ def test_bad_input_is_told_before_anything_runs(monkeypatch: pytest.MonkeyPatch)
         lens.effects(task, [patch("L0H0")], "logit_diff")
     with pytest.raises(SiteError, match="layers 0 to 2"):
         lens.effects(task, [patch("L7H0")])
-    with pytest.raises(EditError, match="'pool'.*sources 'clean' and 'corrupted'"):
+    with pytest.raises(EditError, match=r"'pool'.*sources 'clean' and 'corrupted'"):
         lens.effects(task, [edit.mean("L1H0")])
     with pytest.raises(PromptError, match="unknown: these prompts have LATE"):
         lens.effects(task, [patch("L1H0@S2")])
