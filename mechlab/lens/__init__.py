@@ -8,7 +8,6 @@ if TYPE_CHECKING:
     from mechlab.lens.lens import Lens as Lens
     from mechlab.lens.lens import Run as Run
     from mechlab.lens.site import Site as Site
-    from mechlab.lens.site import site as site
     from mechlab.lens.tokens import Tokens as Tokens
     from mechlab.lens.tokens import tokenize as tokenize
 
@@ -20,7 +19,8 @@ _HOME = {
     "Tokens": "tokens",
     "tokenize": "tokens",
 }
-__all__ = [*_HOME, "site"]
+# the parser is mechlab.lens.site.site: a package cannot export a function of its file's name
+__all__ = ["Edit", "Lens", "Run", "Site", "Tokens", "tokenize"]
 
 
 def __getattr__(name: str) -> object:

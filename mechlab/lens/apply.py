@@ -71,6 +71,10 @@ def apply(edit: Edit, activation: Tensor, window: Window, only: Tensor | None = 
     index = edit.site.index
     part = old if index is None else old[:, index]
     new = _transform(edit, part, window, touched).to(activation.dtype)
+    if edit.site.kind == "scores":
+        new = new.masked_fill(part.isneginf(), float("-inf"))  # no edit lets a query see what the model hides from it
+    elif edit.site.kind == "pattern":
+        _check_causal(edit, new, _absolute(touched, window))
     if index is not None:
         new = _with_index(old, index, new)
     result = activation.clone()
@@ -82,6 +86,19 @@ def _with_index(old: Tensor, index: int, new: Tensor) -> Tensor:
     result = old.clone()
     result[:, index] = new
     return result
+
+
+def _absolute(touched: Tensor, window: Window) -> Tensor:
+    """``[n]`` positions of the touched cells, in their order."""
+    return touched.nonzero(as_tuple=True)[1] + window.stop - touched.shape[1]
+
+
+def _check_causal(edit: Edit, pattern: Tensor, at: Tensor) -> None:
+    """Raises EditError if ``pattern [n, ..., key]`` gives weight to keys after its query, which stands at ``at [n]``."""
+    later = torch.arange(pattern.shape[-1])[None, :] > at[:, None]
+    later = later.reshape(len(at), *[1] * (pattern.ndim - 2), -1).to(pattern.device)
+    if bool((pattern * later).any()):
+        raise EditError(f"Edit {edit}: the pattern attends to later tokens; give 0 to keys after the query.")
 
 
 def _transform(edit: Edit, part: Tensor, window: Window, touched: Tensor) -> Tensor:
@@ -109,8 +126,7 @@ def _transform(edit: Edit, part: Tensor, window: Window, touched: Tensor) -> Ten
 def _vector(edit: Edit, part: Tensor) -> Tensor:
     value = torch.tensor(edit.value, dtype=torch.float32, device=part.device)
     try:
-        torch.broadcast_shapes(value.shape, part.shape)
-        if value.ndim > part.ndim - 1:
+        if value.ndim >= part.ndim or torch.broadcast_shapes(value.shape, part.shape) != part.shape:
             raise RuntimeError
     except RuntimeError as error:
         raise EditError(
@@ -137,19 +153,19 @@ def _from_source(edit: Edit, part: Tensor, window: Window, touched: Tensor) -> T
     """``[n, ...]`` values for the touched cells, in their order."""
     source = window.sources[edit.source or ""]
     values = source.activations[edit.site.kind, edit.site.layer]
-    rows, columns = (axis.tolist() for axis in touched.nonzero(as_tuple=True))
-    at = [column + window.stop - touched.shape[1] for column in columns]
+    rows, at = touched.nonzero(as_tuple=True)[0].tolist(), _absolute(touched, window)
     pos = edit.source_pos if edit.source_pos is not None else edit.site.pos
     if edit.verb == "mean":
-        picked = _means(edit, values, source.tokens, pos, at)
+        picked = _means(edit, values, source.tokens, pos, at.tolist())
     else:
         chosen = _source_rows(edit, window, source.tokens)
         from_rows = [chosen[row] for row in rows]
-        if pos is not None:
-            positions = source.tokens.positions(pos)
-            at = [positions[row] for row in from_rows]
-        picked = values[from_rows, at]
-    picked = _fit_keys(picked, part.shape[-1]) if edit.site.kind in ("scores", "pattern") else picked
+        positions = source.tokens.positions(pos) if pos is not None else ()
+        picked = values[from_rows, [positions[row] for row in from_rows] if positions else at.tolist()]
+    if edit.site.kind == "pattern":
+        _check_causal(edit, picked, at)
+    if edit.site.kind in ("scores", "pattern"):
+        picked = _fit_keys(picked, part.shape[-1], fill=float("-inf") if edit.site.kind == "scores" else 0.0)
     picked = picked if edit.site.index is None else picked[:, edit.site.index]
     return picked.to(device=part.device, dtype=part.dtype)
 
@@ -173,21 +189,19 @@ def _means(edit: Edit, values: Tensor, tokens: Tokens, pos: int | str | None, at
     return values.mean(dim=0)[at]
 
 
-def _fit_keys(values: Tensor, n_keys: int) -> Tensor:
+def _fit_keys(values: Tensor, n_keys: int, fill: float = 0.0) -> Tensor:
     """Pads or cuts the key axis: two batches may be padded to different widths, and no query looks beyond itself."""
     missing = n_keys - values.shape[-1]
-    return torch.nn.functional.pad(values, (0, missing)) if missing > 0 else values[..., :n_keys]
+    return torch.nn.functional.pad(values, (0, missing), value=fill) if missing > 0 else values[..., :n_keys]
 
 
 def _pattern_rows(edit: Edit, part: Tensor, window: Window, touched: Tensor) -> Tensor:
     value = torch.tensor(edit.value, dtype=torch.float32)
-    at = touched.nonzero(as_tuple=True)[1] + window.stop - touched.shape[1]
+    at = _absolute(touched, window)
     rows = value.expand(len(at), -1) if value.ndim == 1 else value[at] if int(at.max()) < len(value) else None
     if rows is None or bool((rows < 0).any()) or not torch.allclose(rows.sum(-1), torch.ones(len(at)), atol=1e-4):
         raise EditError(f"Edit {edit}: each edited query needs non-negative attention over keys that sums to 1.")
-    keys = torch.arange(rows.shape[-1])
-    if bool((rows * (keys[None, :] > at[:, None])).any()):
-        raise EditError(f"Edit {edit}: the pattern attends to later tokens; give 0 to keys after the query.")
+    _check_causal(edit, rows, at)
     fitted = _fit_keys(rows, part.shape[-1]).to(part.device)
     return fitted if part.ndim == 2 else fitted[:, None, :].expand_as(part)
 

@@ -28,7 +28,7 @@ def use(model: PreTrainedModel) -> None:
     """Makes ``model`` compute attention with the function below. Harmless when repeated."""
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
-    if model.config._attn_implementation != NAME:
+    if model.config._attn_implementation != NAME:  # pyright: ignore[reportPrivateUsage]
         model.set_attn_implementation(NAME)
 
 

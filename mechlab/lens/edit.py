@@ -60,8 +60,10 @@ class Edit:
     phase: Phase = "all"
 
     def __post_init__(self) -> None:
-        if self.verb not in VERBS:
-            raise UnknownName("verb", self.verb, VERBS)
+        for word, valid in _WORDS.items():
+            given = getattr(self, word)
+            if given is not None and given not in valid:
+                raise UnknownName(word, str(given), valid)
         if self.site.kind in _READ_ONLY:
             raise EditError(
                 f"Site {self.site} can be read but not edited: edit {self.site.kind}'s cause, the router (L0E0)."
@@ -72,9 +74,11 @@ class Edit:
                 raise EditError(f"Edit {self.verb} takes no {field}: it belongs to {' or '.join(wanted['may'])}.")
             if not given and self.verb in wanted["must"]:
                 raise EditError(f"Edit {self.verb} at {self.site} needs a {field}.")
+        if self.verb == "scale" and not isinstance(self.value, int | float):
+            raise EditError(f"Edit scale at {self.site} takes one number, not {self.value}: the factor.")
         if self.verb == "clamp" and self.low is None and self.high is None:
             raise EditError(f"Edit clamp at {self.site} has no limit: give low, high or both.")
-        if self.verb == "clamp" and None not in (self.low, self.high) and self.low > self.high:  # pyright: ignore[reportOptionalOperand]
+        if self.low is not None and self.high is not None and self.low > self.high:
             raise EditError(f"Edit clamp at {self.site} has low {self.low} above high {self.high}: swap them.")
         if self.verb == "route" and (self.site.kind != "router" or self.site.index is None):
             raise EditError(f"Edit route needs one expert, not {self.site}: write for example L5E7.")
@@ -82,6 +86,8 @@ class Edit:
             raise EditError(
                 f"Edit pattern needs an attention pattern, not {self.site}: write for example L5H3.pattern."
             )
+        if self.verb == "mean" and self.over == "tokens" and KINDS[self.site.kind].axes[-1] == "key":
+            raise EditError(f"Edit mean over tokens needs values that mean the same at every token, not {self.site}.")
         if self.verb == "project" and KINDS[self.site.kind].axes[-1] in ("key", "expert"):
             raise EditError(f"Edit project needs an activation with a direction, not {self.site}.")
 
@@ -102,11 +108,11 @@ class Edit:
                 raise UnknownName("edit field", key, known)
         if "verb" not in data or "site" not in data:
             raise EditError(f"An edit needs a verb and a site, and {data} lacks one of them.")
-        values = dict(data)
+        values: dict[str, Any] = {**data, "site": site(data["site"])}
         for key in ("value", "basis"):
             if values.get(key) is not None:
                 values[key] = numbers(values[key])
-        return Edit(**(values | {"site": site(data["site"])}))
+        return Edit(**values)
 
     def __str__(self) -> str:
         details = {
@@ -117,6 +123,12 @@ class Edit:
         return f"{self.verb} {self.site}{' (' + ', '.join(shown) + ')' if shown else ''}"
 
 
+_WORDS: dict[str, tuple[str, ...]] = {
+    "verb": VERBS,
+    "phase": get_args(Phase),
+    "over": ("prompts", "tokens"),
+    "state": get_args(RouteState),
+}
 _NEEDS: dict[str, dict[str, tuple[str, ...]]] = {
     "value": {"must": ("add", "scale", "pattern"), "may": ("add", "scale", "pattern")},
     "low": {"must": (), "may": ("clamp",)},
@@ -148,14 +160,14 @@ def mean(
     return Edit("mean", site(at), source=source, over=over, phase=phase)
 
 
-def resample(at: str | Site, source: str = "pool", *, seed: int = 0) -> Edit:
+def resample(at: str | Site, source: str = "pool", *, seed: int = 0, phase: Phase = "all") -> Edit:
     """``a := a of a randomly drawn prompt of the source run``, one draw per prompt."""
-    return Edit("resample", site(at), source=source, seed=seed)
+    return Edit("resample", site(at), source=source, seed=seed, phase=phase)
 
 
-def patch(at: str | Site, source: str = "clean", *, source_pos: int | str | None = None) -> Edit:
+def patch(at: str | Site, source: str = "clean", *, source_pos: int | str | None = None, phase: Phase = "all") -> Edit:
     """``a := a of the same prompt in the source run`` (activation patching)."""
-    return Edit("patch", site(at), source=source, source_pos=source_pos)
+    return Edit("patch", site(at), source=source, source_pos=source_pos, phase=phase)
 
 
 def add(at: str | Site, value: "NumbersLike", *, strength: float = 1.0, phase: Phase = "all") -> Edit:
@@ -181,9 +193,9 @@ def project(at: str | Site, basis: "NumbersLike", source: str | None = None, *, 
     return Edit("project", site(at), basis=numbers(basis), source=source, phase=phase)
 
 
-def pattern(at: str | Site, value: "NumbersLike") -> Edit:
+def pattern(at: str | Site, value: "NumbersLike", *, phase: Phase = "all") -> Edit:
     """Sets attention over keys: ``[key]`` for every edited query, or ``[query, key]``. Rows must sum to 1."""
-    return Edit("pattern", site(at), value=numbers(value))
+    return Edit("pattern", site(at), value=numbers(value), phase=phase)
 
 
 def route(at: str | Site, state: RouteState, *, phase: Phase = "all") -> Edit:

@@ -68,7 +68,7 @@ def generate(
             raise EditError(f"Edit {edit} touched nothing: no {edit.phase} token of these prompts is at its site.")
     return [
         Generation(
-            "".join(tokens.pieces[row]),
+            str(model.tokenizer.decode(tokens.ids[row, : tokens.lengths[row]])),
             tuple(done[row]),
             str(model.tokenizer.decode(done[row], skip_special_tokens=True)),
         )
@@ -163,4 +163,4 @@ def _choose(logits: Tensor, sampling: Sampling | None, generator: torch.Generato
 def _eos_ids(model: Model) -> set[int]:
     configured = getattr(model.hf.generation_config, "eos_token_id", None)
     ids = configured if isinstance(configured, list) else [configured]
-    return {int(i) for i in (*ids, model.tokenizer.eos_token_id) if i is not None}
+    return {i for i in (*ids, model.tokenizer.eos_token_id) if isinstance(i, int)}

@@ -1,6 +1,6 @@
 """The only file that registers hooks: taps go onto a model under one ``with`` and are gone after it, whatever happens inside."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mechlab.lens import attention
 from mechlab.lens.apply import Window, apply
+from mechlab.lens.attention import Tap as AttentionTap
+from mechlab.lens.attention import attach, attached, detach
 from mechlab.lens.edit import Edit
 from mechlab.lens.layout import Block, Layout, first_tensor, output_weight
 from mechlab.lens.routing import Routing, choose, drop
+from mechlab.lens.site import Site
 
 _ATTENTION = ("q", "k", "v", "scores", "pattern")
 _BY_HEAD = ("scores", "pattern")
@@ -61,16 +63,21 @@ class Tap:
 
 
 @contextmanager
-def installed(layout: Layout, model: nn.Module, taps: Sequence[Tap], last_only: Tensor | None = None) -> Iterator[None]:
+def installed(
+    layout: Layout, model: nn.Module, taps: Sequence[Tap], last_only: Tensor | None = None
+) -> Generator[None]:
     """Puts ``taps`` on the model for the length of the ``with``.
 
     Args:
         last_only: ``[batch]`` positions: only there is the final norm's output unembedded (logits are ``[batch, 1, vocab]``).
     """
     with ExitStack() as stack:
-        by_attention: dict[int, dict[str, attention.Tap]] = {}
+        by_attention: dict[int, dict[str, AttentionTap]] = {}
         routers: dict[int, dict[str, Tap]] = {}
-        for tap in taps:
+        in_order = sorted(
+            taps, key=lambda tap: Site(tap.kind, tap.layer).sort_key
+        )  # hooks of one module run as they came
+        for tap in in_order:
             if tap.kind in _ATTENTION:
                 by_attention.setdefault(_layer(tap), {})[tap.kind] = tap
             elif tap.kind in _ROUTER:
@@ -78,8 +85,8 @@ def installed(layout: Layout, model: nn.Module, taps: Sequence[Tap], last_only: 
             else:
                 stack.callback(_register(layout, model, tap).remove)
         for layer, group in by_attention.items():
-            attention.attach(layout.blocks[layer].attn, group)
-            stack.callback(attention.detach, layout.blocks[layer].attn)
+            attach(layout.blocks[layer].attn, group)
+            stack.callback(detach, layout.blocks[layer].attn)
         for layer, group in routers.items():
             router = layout.blocks[layer].router
             assert router is not None
@@ -90,7 +97,7 @@ def installed(layout: Layout, model: nn.Module, taps: Sequence[Tap], last_only: 
 
 
 @contextmanager
-def skipped(layout: Layout, below: int, resid_pre: Tensor) -> Iterator[None]:
+def skipped(layout: Layout, below: int, resid_pre: Tensor) -> Generator[None]:
     """Replaces the layers below ``below`` by nothing and starts layer ``below`` from ``resid_pre [batch, pos, d_model]``.
 
     The layers stay in place (transformers reads each layer's attention type by its place in the list); only their ``forward`` is empty.
@@ -109,10 +116,11 @@ def skipped(layout: Layout, below: int, resid_pre: Tensor) -> Iterator[None]:
 
 def hook_count(model: nn.Module) -> int:
     """Hooks, attention taps and replaced forwards now on the model: 0 outside a run."""
-    return sum(
-        len(m._forward_hooks) + len(m._forward_pre_hooks) + attention.attached(m) + ("forward" in m.__dict__)
-        for m in model.modules()
-    )
+    registered = 0
+    for m in model.modules():
+        registered += len(m._forward_hooks) + len(m._forward_pre_hooks)  # pyright: ignore[reportPrivateUsage]
+        registered += attached(m) + ("forward" in m.__dict__)
+    return registered
 
 
 def _layer(tap: Tap) -> int:
@@ -255,14 +263,15 @@ def _route(taps: dict[str, Tap], router: nn.Module, _args: Any, output: tuple[Te
         logits = plain(by_pos)
         tap.kept = logits
         if tap.edits or torch.is_grad_enabled():
-            routing = _switched(tap, switches, router, logits)
+            routing = _switched(tap, switches, router, logits, routing.weights.dtype)
     if weights_tap is not None:
         dense = routing.dense()
         weights_tap.kept = dense.unflatten(0, (len(weights_tap.window.rows), -1))
     return (routing.logits, routing.weights, routing.indices)
 
 
-def _switched(tap: Tap, switches: list[Placed], router: nn.Module, logits: Tensor) -> Routing:
+def _switched(tap: Tap, switches: list[Placed], router: nn.Module, logits: Tensor, dtype: torch.dtype) -> Routing:
+    """The choice by the router's rule on ``logits [batch, pos, expert]``, with experts switched; weights as ``dtype``."""
     masks = {state: torch.zeros(logits.shape, dtype=torch.bool) for state in ("off", "on", "drop")}
     for placed in switches:
         cells = tap.window.touched(placed.edit, logits.shape[1], placed.only)
@@ -271,4 +280,4 @@ def _switched(tap: Tap, switches: list[Placed], router: nn.Module, logits: Tenso
         masks[placed.edit.state][..., placed.edit.site.index] |= cells
     flat = {state: mask.flatten(0, 1).to(logits.device) for state, mask in masks.items()}
     routing = choose(router, logits.flatten(0, 1), flat["off"], flat["on"])
-    return drop(routing, flat["drop"])
+    return drop(Routing(routing.logits, routing.weights.to(dtype), routing.indices), flat["drop"])

@@ -1,8 +1,9 @@
 """Where sites live in a loaded model.
 
-TransformerLens's architecture adapters name the parts of some hundred families (``attn.o``, ``mlp.in``, ``ln2``...). What they leave open is
-asked of the model itself, by one forward pass over one token that notes in which order parts are called and on what: whether a norm comes
-before its sublayer (Llama), after it (OLMo-2) or both (Gemma-2), and whether attention and MLP run in parallel. No table of families is kept.
+TransformerLens's architecture adapters name the parts of some hundred families (``attn.o``, ``mlp.in``, ``ln2``...). What they leave open
+is asked of the model itself, by one forward pass over one token that notes in which order parts are called and on what: whether a norm
+comes before its sublayer (Llama), after it (OLMo-2) or both (Gemma-2), and whether attention and MLP run in parallel. No table of families
+is kept.
 """
 
 from dataclasses import dataclass
@@ -98,7 +99,7 @@ def layout(model: Model) -> Layout:
         ModelError: a family that TransformerLens has no adapter for, or whose blocks lack attention or an MLP.
     """
     parts = _adapter_parts(model)
-    modules = dict(model.hf.named_modules())
+    modules: dict[str, nn.Module] = dict(model.hf.named_modules())
     try:
         prefix = parts["blocks"].name
         calls = _probe(model, modules, prefix)
@@ -107,7 +108,8 @@ def layout(model: Model) -> Layout:
         embed, norm, unembed = (modules[parts[name].name] for name in ("embed", "ln_final", "unembed"))
     except KeyError as error:
         raise ModelError(
-            f"{model.name} ({type(model.hf).__name__}) has no part {error}: mechlab reads decoder-only transformers with attention and an MLP."
+            f"{model.name} ({type(model.hf).__name__}) has no part {error}: "
+            "mechlab reads decoder-only transformers with attention and an MLP."
         ) from error
     down, router = blocks[0].down, next((b.router for b in blocks if b.router is not None), None)
     return Layout(

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from mechlab.errors import EditError, SiteError
-from mechlab.lens import attention
 from mechlab.lens.apply import Source, Window, check_source
+from mechlab.lens.attention import use
 from mechlab.lens.edit import Edit
 from mechlab.lens.generate import Generation, Sampling, generate
 from mechlab.lens.hooks import Placed, Tap, installed
 from mechlab.lens.layout import layout
+from mechlab.lens.reading import Run, at_ends, by_position, joined, view
 from mechlab.lens.site import Site, site
 from mechlab.lens.tokens import Prompts, Tokens, tokenize
 from mechlab.models.model import Model
@@ -31,32 +32,8 @@ if TYPE_CHECKING:
     from mechlab.patching.task import Task
     from mechlab.results.effects import Effects
 
+_LOGITS = Site("logits")
 Sources = Mapping[str, "Prompts | Run"]
-_BY_HEAD = ("scores", "pattern")
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """What one run gave: the tokens, the logits and the activations that were asked for.
-
-    Attributes:
-        logits: ``[batch, pos, vocab]``; with ``logits="last"`` ``[batch, 1, vocab]``; None with ``logits="none"``.
-        last_logits: ``[batch, vocab]`` at each prompt's last token; None with ``logits="none"``.
-        activations: site -> tensor, after all edits. Axes are the site kind's (``KINDS``), less the head / unit or position that the site
-            names. Padded positions hold zeros.
-    """
-
-    tokens: Tokens
-    logits: Tensor | None
-    last_logits: Tensor | None
-    activations: Mapping[Site, Tensor]
-
-    def __getitem__(self, at: str | Site) -> Tensor:
-        wanted = site(at)
-        if wanted not in self.activations:
-            have = ", ".join(map(str, self.activations)) or "nothing"
-            raise SiteError(f"Site {wanted} was not read: this run read {have}; add it to read=.")
-        return self.activations[wanted]
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +62,7 @@ class Lens:
     def __init__(self, model: Model, *, prepend_bos: bool | None = None) -> None:
         self.model = model
         self.prepend_bos = prepend_bos
-        attention.use(model.hf)
+        use(model.hf)
         self.layout = layout(model)
 
     def tokens(self, prompts: Prompts) -> Tokens:
@@ -117,15 +94,13 @@ class Lens:
         sites = tuple(dict.fromkeys(site(s) for s in read))
         self._check(tokens, edits, sites)
         found = self._sources(tokens, edits, sources or {})
-        if any(s.kind == "logits" for s in (*sites, *(edit.site for edit in edits))):
-            logits = "all"
         parts: list[Run] = []
         touched: dict[Edit, int] = {}
         for start in range(0, len(tokens), batch_size):
             rows = tuple(range(start, min(start + batch_size, len(tokens))))
             parts.append(self._forward(tokens, rows, edits, sites, found, logits, touched))
         check_touched(edits, touched)
-        return parts[0] if len(parts) == 1 else _joined(tokens, sites, parts, logits)
+        return parts[0] if len(parts) == 1 else joined(tokens, sites, parts, logits)
 
     def generate(
         self,
@@ -172,29 +147,29 @@ class Lens:
         next(tap for tap in taps if tap.kind == "embed").starts_graph = True
         with torch.enable_grad(), installed(self.layout, self.model.hf, taps):
             output = self.model.hf(input_ids=tokens.ids.to(self.model.device), use_cache=False)
-            values = metric(_last(output.logits, tokens))
+            values = metric(at_ends(output.logits, tokens))
         kept = {(tap.kind, tap.layer): tap.kept for tap in taps}
         wholes = list(dict.fromkeys(s.whole for s in sites))
         tensors = [kept[whole.kind, whole.layer] for whole in wholes]
-        found_gradients = torch.autograd.grad(values.sum(), [t for t in tensors if t is not None], allow_unused=True)
+        slopes = torch.autograd.grad(values.sum(), [t for t in tensors if t is not None], allow_unused=True)
         check_touched(edits, _counted(taps))
-        by_whole = dict(zip(wholes, found_gradients, strict=True))
+        by_whole = dict(zip(wholes, slopes, strict=True))
         for whole, gradient in by_whole.items():
-            if gradient is None:
+            if gradient is None:  # pyright: ignore[reportUnnecessaryComparison]
                 raise SiteError(
                     f"Site {whole} has no influence on the metric: choose a site before the last token's logits."
                 )
-        return Gradients(tokens, values.detach(), {s: _view(s, by_whole[s.whole], tokens) for s in sites})  # pyright: ignore[reportArgumentType]
+        return Gradients(tokens, values.detach(), {s: view(s, by_whole[s.whole], tokens) for s in sites})  # pyright: ignore[reportArgumentType]
 
     def effects(
         self,
-        task: "Task",
+        task: Task,
         interventions: Sequence[Edit | Sequence[Edit]],
         metric: str = "logit_difference",
         *,
         base: Literal["clean", "corrupted"] = "corrupted",
         progress: Callable[[str, int, int], None] | None = None,
-    ) -> "Effects":
+    ) -> Effects:
         """The effect of each intervention on each prompt of a task; see ``mechlab.patching.effects``."""
         from mechlab.patching.effects import effects  # the one door from lens up to patching
 
@@ -211,7 +186,9 @@ class Lens:
         twin = copy.deepcopy(self.model.hf, memo=shared)  # pyright: ignore[reportArgumentType]
         twin.set_attn_implementation("eager")
         return TransformerBridge.boot_transformers(
-            twin.config._name_or_path or self.model.name, hf_model=twin, tokenizer=self.model.tokenizer
+            twin.config._name_or_path or self.model.name,  # pyright: ignore[reportPrivateUsage]
+            hf_model=twin,
+            tokenizer=self.model.tokenizer,
         )
 
     def _check(self, tokens: Tokens, edits: Sequence[Edit], sites: Sequence[Site]) -> None:
@@ -234,7 +211,7 @@ class Lens:
                 )
             value = given[name]
             run = value if isinstance(value, Run) else self.run(value, read=wholes, logits="none")
-            found[name] = Source(run.tokens, {(w.kind, w.layer): _by_pos(w, run[w]) for w in wholes})
+            found[name] = Source(run.tokens, {(w.kind, w.layer): by_position(w, run[w]) for w in wholes})
         for edit in edits:
             if edit.source is not None:
                 check_source(edit, tokens, found[edit.source].tokens)
@@ -253,14 +230,15 @@ class Lens:
         batch = tokens.select(rows)
         window = Window(batch, rows, batch.width, sources, len(tokens))
         taps = _taps(window, edits, sites)
-        ends = torch.tensor(batch.lengths) - 1
-        kept, output = self._pass(batch, taps, ends if logits != "all" else None)
+        unembeds_all = logits == "all" or any(tap.kind == "logits" for tap in taps)
+        kept, output = self._pass(batch, taps, None if unembeds_all else torch.tensor(batch.lengths) - 1)
         for edit, count in _counted(taps).items():
             touched[edit] = touched.get(edit, 0) + count
-        activations = {s: _view(s, kept[s.kind, s.layer], batch) for s in sites}
+        activations = {s: view(s, kept[s.kind, s.layer], batch) for s in sites}
         if logits == "none":
             return Run(batch, None, None, activations)
-        return Run(batch, output, output[:, 0] if logits == "last" else _last(output, batch), activations)
+        last = at_ends(output, batch) if unembeds_all else output[:, 0]
+        return Run(batch, view(_LOGITS, output, batch) if logits == "all" else last[:, None], last, activations)
 
     @torch.no_grad()
     def _pass(self, batch: Tokens, taps: Sequence[Tap], ends: Tensor | None) -> tuple[dict[Any, Tensor], Tensor]:
@@ -289,60 +267,3 @@ def _taps(window: Window, edits: Sequence[Edit], sites: Iterable[Site]) -> list[
 
 def _counted(taps: Iterable[Tap]) -> dict[Edit, int]:
     return {edit: count for tap in taps for edit, count in tap.touched.items()}
-
-
-def _last(logits: Tensor, tokens: Tokens) -> Tensor:
-    return logits[torch.arange(len(tokens)), torch.tensor(tokens.lengths) - 1]
-
-
-def _by_pos(at: Site, activation: Tensor) -> Tensor:
-    """Scores and patterns are read ``[batch, head, query, key]`` and edited ``[batch, query, head, key]``."""
-    return activation.transpose(1, 2) if at.kind in _BY_HEAD else activation
-
-
-def _view(at: Site, kept: Tensor, tokens: Tokens) -> Tensor:
-    """The part of a kept activation (by position) that the site names.
-
-    A part is copied, so that it does not keep the whole in memory; a whole is not, so that resid_post of a layer and resid_pre of the
-    next are one tensor.
-    """
-    kept = kept.detach()
-    if not tokens.equal_lengths:
-        padding = (~tokens.mask).to(kept.device)
-        kept = kept.masked_fill(padding.reshape(*padding.shape, *[1] * (kept.ndim - 2)), 0)
-    if at.pos is not None:
-        kept = kept[range(len(tokens)), list(tokens.positions(at.pos))]
-    elif at.kind in _BY_HEAD:
-        kept = kept.transpose(1, 2)
-    if at.index is not None:
-        kept = kept.select(1 if at.pos is not None or at.kind in _BY_HEAD else 2, at.index)
-    return kept.clone() if at.index is not None and at.pos is None else kept
-
-
-def _joined(tokens: Tokens, sites: Sequence[Site], parts: Sequence[Run], mode: str) -> Run:
-    """Batches put together, padded to the widest."""
-
-    def widened(tensors: Iterable[Tensor | None], axes: Sequence[int]) -> Tensor:
-        return torch.cat([_pad(tensor, axes, tokens.width) for tensor in tensors if tensor is not None])
-
-    activations = {s: widened((part.activations[s] for part in parts), _position_axes(s)) for s in sites}
-    if mode == "none":
-        return Run(tokens, None, None, activations)
-    last = widened((part.last_logits for part in parts), [])
-    return Run(
-        tokens, last[:, None] if mode == "last" else widened((part.logits for part in parts), [1]), last, activations
-    )
-
-
-def _pad(tensor: Tensor, axes: Sequence[int], width: int) -> Tensor:
-    for axis in axes:
-        tensor = torch.nn.functional.pad(tensor, [0, 0] * (tensor.ndim - 1 - axis) + [0, width - tensor.shape[axis]])
-    return tensor
-
-
-def _position_axes(at: Site) -> list[int]:
-    """Axes of a read activation that run over positions."""
-    if at.kind in _BY_HEAD:
-        first = 1 if at.index is not None else 2
-        return [first] if at.pos is not None else [first, first + 1]
-    return [] if at.pos is not None else [1]

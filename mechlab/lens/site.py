@@ -136,6 +136,7 @@ KINDS: dict[str, Kind] = {kind.name: kind for kind in _KIND_LIST}
 _ORDER = {kind.name: i for i, kind in enumerate(_KIND_LIST)}
 _LETTER = {"head": "H", "KV head": "KV", "neuron": "N", "expert": "E", "dimension": "D", "token id": "T"}
 _DEFAULT_KIND = {"H": "z", "N": "mlp_post", "E": "router"}
+_EXAMPLE_KIND = {None: "resid_post", "KV": "k", "D": "resid_post", "T": "logits"}
 # The same tensors under names that other tools use too.
 _HOOK_ALIASES = {
     "blocks.{layer}.hook_in": "resid_pre",
@@ -248,7 +249,7 @@ def _short_site(body: str, text: str, pos: int | str | None) -> Site:
     letter, index = match["letter"], match["index"]
     name = match["kind"] or _DEFAULT_KIND.get(letter or "")
     if name is None:
-        raise SiteError(f"Site {text!r} names no kind: write for example {body}.resid_post.")
+        raise SiteError(f"Site {text!r} names no kind: write for example {body}.{_EXAMPLE_KIND[letter]}.")
     if name not in KINDS:
         raise UnknownName("site kind", name, KINDS)
     expected = _LETTER[KINDS[name].index or "head"]

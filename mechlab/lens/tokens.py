@@ -66,7 +66,7 @@ class Tokens:
                 )
         return found
 
-    def select(self, rows: Sequence[int]) -> "Tokens":
+    def select(self, rows: Sequence[int]) -> Tokens:
         """The given prompts, in the given order, padded no further than they need."""
         lengths = tuple(self.lengths[r] for r in rows)
         return Tokens(
@@ -76,13 +76,18 @@ class Tokens:
             {label: tuple(at[r] for r in rows) for label, at in self.labels.items()},
         )
 
-    def labelled(self, **labels: Sequence[int]) -> "Tokens":
+    def labelled(self, **labels: Sequence[int]) -> Tokens:
         """The same prompts with more labelled positions (one index per prompt each)."""
         for label, at in labels.items():
             if len(at) != len(self):
                 raise PromptError(
                     f"Label {label!r} has {len(at)} positions for {len(self)} prompts: give one per prompt."
                 )
+            for index, length in zip(at, self.lengths, strict=True):
+                if not 0 <= index < length:
+                    raise PromptError(
+                        f"Label {label!r} points at token {index} of a prompt of {length} tokens: use 0 to {length - 1}."
+                    )
         return Tokens(self.ids, self.lengths, self.pieces, {**self.labels, **{k: tuple(v) for k, v in labels.items()}})
 
     def show(self) -> str:
@@ -126,7 +131,7 @@ def tokenize(model: Model, prompts: Prompts, *, prepend_bos: bool | None = None)
     padded = torch.zeros(len(ids), max(lengths), dtype=torch.long)  # the padding id is never attended to
     for row, prompt_ids in enumerate(ids):
         padded[row, : len(prompt_ids)] = torch.tensor(prompt_ids)
-    pieces = tuple(tuple(model.tokenizer.decode([i]) for i in row) for row in ids)
+    pieces = tuple(tuple(str(model.tokenizer.decode([i])) for i in row) for row in ids)
     return Tokens(padded, lengths, pieces)
 
 
@@ -138,7 +143,7 @@ def chat(model: Model, messages: Sequence[Mapping[str, str]]) -> Tokens:
     """
     if not getattr(model.tokenizer, "chat_template", None):
         raise PromptError(f"The tokenizer of {model.name} has no chat template: pass plain text instead of messages.")
-    text = model.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    text = model.tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, add_generation_prompt=True)
     return tokenize(model, str(text), prepend_bos=False)  # the template writes its own special tokens
 
 
@@ -161,7 +166,7 @@ def _ids(model: Model, prompt: Any, prepend_bos: bool | None) -> list[int]:
             raise PromptError(f"Token id {bad[0]} is outside the vocabulary: use 0 to {model.vocab_size - 1}.")
         return ids
     ids: list[int] = model.tokenizer(prompt, add_special_tokens=prepend_bos is not False)["input_ids"]  # pyright: ignore[reportAssignmentType]
-    bos = model.tokenizer.bos_token_id
+    bos: Any = model.tokenizer.bos_token_id
     if not prompt:
         raise PromptError("The prompt is empty: write at least one token of text.")
     if prepend_bos:
