@@ -4,8 +4,9 @@ Activations arrive by position, ``[batch, pos, ...]`` (scores and patterns as ``
 ``(row, position)`` cells of it, and within a cell one unit or all of them. Nothing is written in place.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,12 +25,43 @@ class Source:
 
 
 @dataclass(frozen=True, eq=False)
+class Cells:
+    """The cells of one activation that one edit touches, ``n`` of them.
+
+    Attributes:
+        batch, column: ``[n]`` their indices in the activation's first two axes.
+        prompts: ``[n]`` which prompt of the call each belongs to (a source with as many prompts pairs up by it).
+        at: ``[n]`` absolute token positions.
+    """
+
+    batch: Tensor
+    column: Tensor
+    prompts: Tensor
+    at: Tensor
+
+    def __len__(self) -> int:
+        return len(self.at)
+
+
+class Place(Protocol):
+    """What a forward pass covers: it finds an edit's cells, and knows the sources and the number of prompts (``total``) of the call."""
+
+    @property
+    def sources(self) -> Mapping[str, Source]: ...
+    @property
+    def total(self) -> int: ...
+    @property
+    def n_batch(self) -> int: ...
+    def cells(self, edit: Edit, n_positions: int, only: Tensor | None = None) -> Cells: ...
+
+
+@dataclass(frozen=True, eq=False)
 class Window:
-    """The part of the prompts that one forward pass covers.
+    """A batch of whole prompts, or of their latest tokens.
 
     Attributes:
         tokens: the prompts of this batch.
-        rows: the place of each of them among all prompts of the call (a source with as many prompts pairs up by it).
+        rows: the place of each of them among all prompts of the call.
         stop: absolute position after the last one covered. Activations end there; keys and values may begin earlier than the rest.
         sources: by name.
         total: number of prompts of the whole call.
@@ -41,56 +73,50 @@ class Window:
     sources: Mapping[str, Source] = field(default_factory=dict)
     total: int = 0
 
-    def touched(self, edit: Edit, n_positions: int, only: Tensor | None = None) -> Tensor:
-        """``[batch, n_positions]`` bool: the cells ``edit`` touches in an activation that ends at ``stop``."""
+    @property
+    def n_batch(self) -> int:
+        return len(self.rows)
+
+    def cells(self, edit: Edit, n_positions: int, only: Tensor | None = None) -> Cells:
+        """The cells ``edit`` touches in an activation of ``n_positions`` that ends at ``stop``, in the rows of ``only``."""
         start = self.stop - n_positions
         at = torch.arange(start, self.stop)[None, :]
         lengths = torch.tensor(self.tokens.lengths)[:, None]
         generating = self.stop > self.tokens.width
-        cells = at < lengths if edit.phase == "prompt" else at >= lengths if edit.phase == "generated" else at >= 0
+        touched = at < lengths if edit.phase == "prompt" else at >= lengths if edit.phase == "generated" else at >= 0
         if not generating:
-            cells = cells & (at < lengths)  # padding is never edited
+            touched = touched & (at < lengths)  # padding is never edited
         if edit.site.pos is not None:
-            cells = cells & (at == torch.tensor(self.tokens.positions(edit.site.pos))[:, None])
-        return cells if only is None else cells & only[:, None]
+            touched = touched & (at == torch.tensor(self.tokens.positions(edit.site.pos))[:, None])
+        touched = touched.expand(len(self.rows), -1)
+        batch, column = (touched if only is None else touched & only[:, None]).nonzero(as_tuple=True)
+        return Cells(batch, column, torch.tensor(self.rows)[batch], column + start)
 
 
-def apply(edit: Edit, activation: Tensor, window: Window, only: Tensor | None = None) -> tuple[Tensor, int]:
+def apply(edit: Edit, activation: Tensor, place: Place, only: Tensor | None = None) -> tuple[Tensor, int]:
     """The activation after ``edit``, and how many cells it touched.
 
     Args:
         activation: ``[batch, pos, ...]``.
         only: ``[batch]`` bool: rows the edit belongs to; None for all.
     """
-    touched = window.touched(edit, activation.shape[1], only)
-    n_touched = int(touched.sum())
-    if not n_touched:
+    cells = place.cells(edit, activation.shape[1], only)
+    if not len(cells):
         return activation, 0
-    cells = touched.to(activation.device)
-    old = activation[cells]  # [n, ...]
+    old = activation[cells.batch, cells.column]  # [n, ...]
     index = edit.site.index
     part = old if index is None else old[:, index]
-    new = _transform(edit, part, window, touched).to(activation.dtype)
+    new = _transform(edit, part, place, cells).to(activation.dtype)
     if edit.site.kind == "scores":
         new = new.masked_fill(part.isneginf(), float("-inf"))  # no edit lets a query see what the model hides from it
     elif edit.site.kind == "pattern":
-        _check_causal(edit, new, _absolute(touched, window))
-    if index is not None:
-        new = _with_index(old, index, new)
+        _check_causal(edit, new, cells.at)
     result = activation.clone()
-    result[cells] = new
-    return result, n_touched
-
-
-def _with_index(old: Tensor, index: int, new: Tensor) -> Tensor:
-    result = old.clone()
-    result[:, index] = new
-    return result
-
-
-def _absolute(touched: Tensor, window: Window) -> Tensor:
-    """``[n]`` positions of the touched cells, in their order."""
-    return touched.nonzero(as_tuple=True)[1] + window.stop - touched.shape[1]
+    if index is None:
+        result[cells.batch, cells.column] = new
+    else:
+        result[cells.batch, cells.column, index] = new
+    return result, len(cells)
 
 
 def _check_causal(edit: Edit, pattern: Tensor, at: Tensor) -> None:
@@ -101,7 +127,7 @@ def _check_causal(edit: Edit, pattern: Tensor, at: Tensor) -> None:
         raise EditError(f"Edit {edit}: the pattern attends to later tokens; give 0 to keys after the query.")
 
 
-def _transform(edit: Edit, part: Tensor, window: Window, touched: Tensor) -> Tensor:
+def _transform(edit: Edit, part: Tensor, place: Place, cells: Cells) -> Tensor:
     match edit.verb:
         case "zero":
             return torch.zeros_like(part)
@@ -112,13 +138,13 @@ def _transform(edit: Edit, part: Tensor, window: Window, touched: Tensor) -> Ten
         case "clamp":
             return part.clamp(edit.low, edit.high)
         case "patch" | "resample" | "mean":
-            return _from_source(edit, part, window, touched)
+            return _from_source(edit, part, place, cells)
         case "project":
             basis = orthonormal(edit, part)
-            toward = _from_source(edit, part, window, touched) if edit.source else torch.zeros_like(part)
+            toward = _from_source(edit, part, place, cells) if edit.source else torch.zeros_like(part)
             return part + (toward - part) @ basis.T @ basis
         case "pattern":
-            return _pattern_rows(edit, part, window, touched)
+            return _pattern_rows(edit, part, cells)
         case "route":
             raise AssertionError("routing edits are applied at the router")
 
@@ -149,37 +175,33 @@ def orthonormal(edit: Edit, part: Tensor) -> Tensor:
     return q.T.to(device=part.device, dtype=part.dtype)
 
 
-def _from_source(edit: Edit, part: Tensor, window: Window, touched: Tensor) -> Tensor:
-    """``[n, ...]`` values for the touched cells, in their order."""
-    source = window.sources[edit.source or ""]
+def _from_source(edit: Edit, part: Tensor, place: Place, cells: Cells) -> Tensor:
+    """``[n, ...]`` values for the cells, in their order."""
+    source = place.sources[edit.source or ""]
     values = source.activations[edit.site.kind, edit.site.layer]
-    rows, at = touched.nonzero(as_tuple=True)[0].tolist(), _absolute(touched, window)
     pos = edit.source_pos if edit.source_pos is not None else edit.site.pos
     if edit.verb == "mean":
-        picked = _means(edit, values, source.tokens, pos, at.tolist())
+        picked = _means(edit, values, source.tokens, pos, cells.at)
     else:
-        chosen = _source_rows(edit, window, source.tokens)
-        from_rows = [chosen[row] for row in rows]
-        positions = source.tokens.positions(pos) if pos is not None else ()
-        picked = values[from_rows, [positions[row] for row in from_rows] if positions else at.tolist()]
+        rows = _source_rows(edit, place, source.tokens)[cells.prompts]
+        picked = values[rows, cells.at if pos is None else torch.tensor(source.tokens.positions(pos))[rows]]
     if edit.site.kind == "pattern":
-        _check_causal(edit, picked, at)
+        _check_causal(edit, picked, cells.at)
     if edit.site.kind in ("scores", "pattern"):
         picked = _fit_keys(picked, part.shape[-1], fill=float("-inf") if edit.site.kind == "scores" else 0.0)
     picked = picked if edit.site.index is None else picked[:, edit.site.index]
     return picked.to(device=part.device, dtype=part.dtype)
 
 
-def _source_rows(edit: Edit, window: Window, tokens: Tokens) -> list[int]:
-    """Which source prompt each row of this batch reads."""
+def _source_rows(edit: Edit, place: Place, tokens: Tokens) -> Tensor:
+    """``[total]``: which source prompt each prompt of the call reads."""
     if edit.verb == "resample":
         generator = torch.Generator().manual_seed(edit.seed)
-        draws = torch.randint(len(tokens), (window.total,), generator=generator).tolist()
-        return [draws[row] for row in window.rows]
-    return [0] * len(window.rows) if len(tokens) == 1 else list(window.rows)
+        return torch.randint(len(tokens), (place.total,), generator=generator)
+    return torch.zeros(place.total, dtype=torch.long) if len(tokens) == 1 else torch.arange(place.total)
 
 
-def _means(edit: Edit, values: Tensor, tokens: Tokens, pos: int | str | None, at: list[int]) -> Tensor:
+def _means(edit: Edit, values: Tensor, tokens: Tokens, pos: int | str | None, at: Tensor) -> Tensor:
     if pos is not None:
         mean = values[range(len(tokens)), list(tokens.positions(pos))].mean(dim=0)
         return mean.expand(len(at), *mean.shape)
@@ -195,9 +217,8 @@ def _fit_keys(values: Tensor, n_keys: int, fill: float = 0.0) -> Tensor:
     return torch.nn.functional.pad(values, (0, missing), value=fill) if missing > 0 else values[..., :n_keys]
 
 
-def _pattern_rows(edit: Edit, part: Tensor, window: Window, touched: Tensor) -> Tensor:
-    value = torch.tensor(edit.value, dtype=torch.float32)
-    at = _absolute(touched, window)
+def _pattern_rows(edit: Edit, part: Tensor, cells: Cells) -> Tensor:
+    value, at = torch.tensor(edit.value, dtype=torch.float32), cells.at
     rows = value.expand(len(at), -1) if value.ndim == 1 else value[at] if int(at.max()) < len(value) else None
     if rows is None or bool((rows < 0).any()) or not torch.allclose(rows.sum(-1), torch.ones(len(at)), atol=1e-4):
         raise EditError(f"Edit {edit}: each edited query needs non-negative attention over keys that sums to 1.")
@@ -228,3 +249,10 @@ def check_source(edit: Edit, tokens: Tokens, source: Tokens) -> None:
                 f"Edit {edit} runs over all positions, but its prompts have {have} tokens and those of source {edit.source!r} "
                 f"{want}: use prompts of equal token length, or give the site a position (@-1, @END)."
             )
+
+
+def check_touched(edits: Iterable[Edit], touched: Mapping[Edit, int]) -> None:
+    """Raises EditError for an edit that no token of no prompt was under: never a silent no-op."""
+    for edit in edits:
+        if not touched.get(edit):
+            raise EditError(f"Edit {edit} touched nothing: no {edit.phase} token of these prompts is at its site.")

@@ -5,7 +5,7 @@ pattern are read and edited here, whatever the family. The fast kernel (SDPA) ru
 family needs what SDPA cannot do (soft-capping, sink logits). The plain formula is bit-identical to transformers' eager attention.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -16,12 +16,32 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 NAME = "mechlab"
 _TAPS = "_mechlab_attention_taps"
+_PACKED = "_mechlab_packed_attention"
 
 
 class Tap(Protocol):
     """Reads and edits one activation on its way through the model."""
 
     def __call__(self, activation: Tensor) -> Tensor: ...
+
+
+class Attend(Protocol):
+    """Attention of one batch of rows of equal shape, with the taps inside it (scores, pattern)."""
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, inside: Mapping[str, Tap], /
+    ) -> Tensor: ...
+
+
+class Packed(Protocol):
+    """Attention over packed rows of one layer: queries, keys, values ``[1, head, n, d_head]`` -> ``[1, n, head, d_head]``.
+
+    ``mask`` is what transformers made for the dummy prompt; ``plain`` attends within rows of equal shape.
+    """
+
+    def __call__(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, plain: Attend, /
+    ) -> Tensor: ...
 
 
 def use(model: PreTrainedModel) -> None:
@@ -34,15 +54,21 @@ def use(model: PreTrainedModel) -> None:
 
 def attach(module: nn.Module, taps: Mapping[str, Tap]) -> None:
     """Puts taps (by kind: q, k, v, scores, pattern) on one attention module."""
-    object.__setattr__(module, _TAPS, taps)
+    module.__dict__[_TAPS] = taps
+
+
+def attach_packed(module: nn.Module, packed: Callable[..., Tensor]) -> None:
+    """Hands this module's queries, keys and values to ``packed`` (see ``Packed``, its layer bound)."""
+    module.__dict__[_PACKED] = packed
 
 
 def detach(module: nn.Module) -> None:
     module.__dict__.pop(_TAPS, None)
+    module.__dict__.pop(_PACKED, None)
 
 
 def attached(module: nn.Module) -> bool:
-    return _TAPS in module.__dict__
+    return _TAPS in module.__dict__ or _PACKED in module.__dict__
 
 
 def attention(
@@ -64,20 +90,41 @@ def attention(
     """
     taps: Mapping[str, Tap] = module.__dict__.get(_TAPS, {})
     query, key, value = (_tapped(taps, *pair) for pair in (("q", query), ("k", key), ("v", value)))
-    if not ("scores" in taps or "pattern" in taps or softcap is not None or s_aux is not None):
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, inside: Mapping[str, Tap]) -> Tensor:
+        if not ("scores" in inside or "pattern" in inside or softcap is not None or s_aux is not None):
+            return sdpa_attention_forward(module, q, k, v, mask, dropout, scaling, **kwargs)[0]
+        return _plain(q, k, v, mask, scaling, softcap, s_aux, inside)
+
+    packed = module.__dict__.get(_PACKED)
+    if packed is not None:
+        return packed(query, key, value, attention_mask, attend), None
+    return attend(query, key, value, attention_mask, taps), None
+
+
+def _plain(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+    taps: Mapping[str, Tap],
+) -> Tensor:
+    """The formula, with scores and pattern on view; bit-identical to transformers' eager attention."""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     scores = torch.matmul(query, key.transpose(2, 3)) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    scores = _masked(scores, attention_mask)
+    scores = _masked(scores, mask)
     if "scores" in taps:
         scores = taps["scores"](scores)
-    pattern = _softmax(scores, s_aux).to(query.dtype)
+    pattern = _softmax(scores, sinks).to(query.dtype)
     if "pattern" in taps:
         pattern = taps["pattern"](pattern)
-    return torch.matmul(pattern, value).transpose(1, 2).contiguous(), pattern
+    return torch.matmul(pattern, value).transpose(1, 2).contiguous()
 
 
 def _tapped(taps: Mapping[str, Tap], kind: str, activation: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mechlab.lens.apply import Window, apply
+from mechlab.lens.apply import Place, apply
+from mechlab.lens.attention import Packed, attach, attach_packed, attached, detach
 from mechlab.lens.attention import Tap as AttentionTap
-from mechlab.lens.attention import attach, attached, detach
 from mechlab.lens.edit import Edit
 from mechlab.lens.layout import Block, Layout, first_tensor, output_weight
 from mechlab.lens.routing import Routing, choose, drop
@@ -40,7 +40,7 @@ class Tap:
 
     kind: str
     layer: int | None
-    window: Window
+    place: Place
     edits: list[Placed] = field(default_factory=list)
     read: bool = False
     starts_graph: bool = False
@@ -52,7 +52,7 @@ class Tap:
             activation = activation.detach().requires_grad_()
         by_pos = activation.transpose(1, 2) if self.kind in _BY_HEAD else activation
         for placed in self.edits:
-            by_pos, n_touched = apply(placed.edit, by_pos, self.window, placed.only)
+            by_pos, n_touched = apply(placed.edit, by_pos, self.place, placed.only)
             self.count(placed.edit, n_touched)
         if self.read:
             self.kept = by_pos
@@ -112,6 +112,57 @@ def skipped(layout: Layout, below: int, resid_pre: Tensor) -> Generator[None]:
         )
         stack.callback(start.remove)
         yield
+
+
+@contextmanager
+def packed(
+    layout: Layout,
+    first: int,
+    join: Callable[[int, Tensor | None], tuple[Tensor, Tensor]],
+    attend: Packed,
+    ends: Tensor,
+    token_ids: Tensor | None,
+) -> Generator[None]:
+    """Lets one forward pass over a dummy prompt carry packed rows instead (see ``mechlab.patching.packed``).
+
+    Args:
+        first: the first layer that is computed.
+        join: ``(layer, hidden [1, n, d_model] or None at the first)`` -> hidden with the rows that enter, and every token's position.
+        attend: attention over the packed tokens.
+        ends: ``[rows]`` places of the rows' last tokens: only they are normed and unembedded.
+        token_ids: unembed only into these tokens; None for the whole vocabulary.
+    """
+    with ExitStack() as stack:
+        for block in layout.blocks[:first]:
+            stack.callback(block.block.__dict__.pop, "forward", None)
+            block.block.__dict__["forward"] = _same
+        for layer, block in enumerate(layout.blocks[first:], start=first):
+            hook = partial(_join, join, layer, layer == first)
+            stack.callback(block.block.register_forward_pre_hook(hook, with_kwargs=True).remove)
+            attach_packed(block.attn, partial(attend, layer))
+            stack.callback(detach, block.attn)
+        last = layout.final_norm.register_forward_pre_hook(lambda _m, args: (args[0][:, ends], *args[1:]))
+        stack.callback(last.remove)
+        if token_ids is not None:
+            stack.callback(layout.unembed.__dict__.pop, "forward", None)
+            layout.unembed.__dict__["forward"] = partial(_unembed, layout.unembed, token_ids)
+        yield
+
+
+def _join(join: Any, layer: int, is_first: bool, _module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Puts the packed hidden states, and the rotary embeddings of their positions, in the place of the dummy prompt's."""
+    hidden, positions = join(layer, None if is_first else _input(args, kwargs))
+    kwargs = {**kwargs}
+    if kwargs.get("position_embeddings") is not None:
+        kwargs["position_embeddings"] = tuple(table[:, positions] for table in kwargs["position_embeddings"])
+    if kwargs.get("position_ids") is not None:
+        kwargs["position_ids"] = positions[None]
+    return _replace_input(args, kwargs, hidden)
+
+
+def _unembed(module: nn.Module, token_ids: Tensor, hidden: Tensor) -> Tensor:
+    bias = getattr(module, "bias", None)
+    return nn.functional.linear(hidden, output_weight(module).T[token_ids], None if bias is None else bias[token_ids])
 
 
 def hook_count(model: nn.Module) -> int:
@@ -255,18 +306,18 @@ def _route(taps: dict[str, Tap], router: nn.Module, _args: Any, output: tuple[Te
     tap, weights_tap = taps.get("router"), taps.get("expert_weights")
     routing = Routing(*output)
     if tap is not None:
-        batch = len(tap.window.rows)
+        batch = tap.place.n_batch
         by_pos = routing.logits.unflatten(0, (batch, -1))
         switches = [placed for placed in tap.edits if placed.edit.verb == "route"]
         values = [placed for placed in tap.edits if placed.edit.verb != "route"]
-        plain = Tap("router", tap.layer, tap.window, values, read=True, touched=tap.touched)
+        plain = Tap("router", tap.layer, tap.place, values, read=True, touched=tap.touched)
         logits = plain(by_pos)
         tap.kept = logits
         if tap.edits or torch.is_grad_enabled():
             routing = _switched(tap, switches, router, logits, routing.weights.dtype)
     if weights_tap is not None:
         dense = routing.dense()
-        weights_tap.kept = dense.unflatten(0, (len(weights_tap.window.rows), -1))
+        weights_tap.kept = dense.unflatten(0, (weights_tap.place.n_batch, -1))
     return (routing.logits, routing.weights, routing.indices)
 
 
@@ -274,10 +325,10 @@ def _switched(tap: Tap, switches: list[Placed], router: nn.Module, logits: Tenso
     """The choice by the router's rule on ``logits [batch, pos, expert]``, with experts switched; weights as ``dtype``."""
     masks = {state: torch.zeros(logits.shape, dtype=torch.bool) for state in ("off", "on", "drop")}
     for placed in switches:
-        cells = tap.window.touched(placed.edit, logits.shape[1], placed.only)
-        tap.count(placed.edit, int(cells.sum()))
+        cells = tap.place.cells(placed.edit, logits.shape[1], placed.only)
+        tap.count(placed.edit, len(cells))
         assert placed.edit.state is not None
-        masks[placed.edit.state][..., placed.edit.site.index] |= cells
+        masks[placed.edit.state][cells.batch, cells.column, placed.edit.site.index] = True
     flat = {state: mask.flatten(0, 1).to(logits.device) for state, mask in masks.items()}
     routing = choose(router, logits.flatten(0, 1), flat["off"], flat["on"])
     return drop(Routing(routing.logits, routing.weights.to(dtype), routing.indices), flat["drop"])

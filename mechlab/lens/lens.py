@@ -9,6 +9,9 @@ lens.run(prompts, edits=[patch("L9H6", source="clean")], sources={"clean": other
 from __future__ import annotations
 
 import copy
+
+# pyright: reportImportCycles=false
+# ``Lens.effects`` opens the one door from lens up to patching, inside the method.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mechlab.errors import EditError, SiteError
-from mechlab.lens.apply import Source, Window, check_source
+from mechlab.lens.apply import Source, Window, check_source, check_touched
 from mechlab.lens.attention import use
 from mechlab.lens.edit import Edit
 from mechlab.lens.generate import Generation, Sampling, generate
@@ -168,12 +171,13 @@ class Lens:
         metric: str = "logit_difference",
         *,
         base: Literal["clean", "corrupted"] = "corrupted",
+        exhaustive: bool = False,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> Effects:
         """The effect of each intervention on each prompt of a task; see ``mechlab.patching.effects``."""
         from mechlab.patching.effects import effects  # the one door from lens up to patching
 
-        return effects(self, task, interventions, metric, base=base, progress=progress)
+        return effects(self, task, interventions, metric, base=base, exhaustive=exhaustive, progress=progress)
 
     def bridge(self) -> Any:
         """A TransformerLens TransformerBridge over the same weights (no copy of them), for those who want its API.
@@ -245,13 +249,6 @@ class Lens:
         with installed(self.layout, self.model.hf, taps, ends):
             output = self.model.hf(input_ids=batch.ids.to(self.model.device), use_cache=False)
         return {(tap.kind, tap.layer): tap.kept for tap in taps if tap.kept is not None}, output.logits
-
-
-def check_touched(edits: Iterable[Edit], touched: Mapping[Edit, int]) -> None:
-    """Raises EditError for an edit that no token of no prompt was under: never a silent no-op."""
-    for edit in edits:
-        if not touched.get(edit):
-            raise EditError(f"Edit {edit} touched nothing: no {edit.phase} token of these prompts is at its site.")
 
 
 def _taps(window: Window, edits: Sequence[Edit], sites: Iterable[Site]) -> list[Tap]:

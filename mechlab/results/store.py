@@ -67,6 +67,23 @@ class Store:
             _flush_directory(self.root)
         return self.root / name
 
+    def check(self, name: str | None = None) -> None:
+        """Raises what `save` would raise now for this folder and this name, without writing: ask before a long run.
+
+        Raises:
+            StoreError: as `save`, save for a disk that fills up meanwhile.
+        """
+        if name is not None:
+            self._unused(self._inside(name).name)
+        try:
+            there = next(path for path in (self.root, *self.root.absolute().parents) if path.exists())
+            if not there.is_dir():
+                raise NotADirectoryError
+            if not os.access(there, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        except OSError as error:
+            raise self._refusal(error) from error
+
     def runs(self) -> list[Manifest]:
         """Manifests of all whole runs, newest first. What cannot be read is left out and told by `problems`."""
         found = [result for result in self._scan().values() if isinstance(result, Manifest)]

@@ -112,22 +112,23 @@ def _refusal(study: Study, error: ValidationError, texts: dict[str, str]) -> Mec
     key = str(first["loc"][0])
     if first["type"] == "missing":
         return MechlabError(f"Study {study.name!r} needs the setting {key!r}: add {key}=VALUE.")
-    expected = _type_text(study.settings.model_fields[key].annotation)
+    expected = type_text(study.settings.model_fields[key].annotation)
     return MechlabError(f"Setting {key}={texts.get(key, '')!r} is refused ({why}): expected {expected}.")
 
 
 _NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "none"}
 
 
-def _type_text(annotation: object) -> str:
+def type_text(annotation: object) -> str:
+    """The values a setting takes, in words: ``an integer``, ``one of swap, abc``."""
     if isinstance(annotation, type) and annotation in _NAMES:
         return _NAMES[annotation]
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return "one of " + ", ".join(str(item) for item in arguments)
     if origin in _UNIONS:
-        return " or ".join(_type_text(item) for item in arguments)
+        return " or ".join(type_text(item) for item in arguments)
     if origin in _LISTS:
-        inner = _type_text(next((item for item in arguments if item is not Ellipsis), str))
+        inner = type_text(next((item for item in arguments if item is not Ellipsis), str))
         return f"a list with commas, each {inner}"
     return getattr(annotation, "__name__", str(annotation))

@@ -11,6 +11,7 @@ from mechlab.lens.lens import Lens
 from mechlab.lens.site import Site
 from mechlab.models import FAMILIES, PLANTED_INDUCTION, PLANTED_PREVIOUS_TOKEN, planted_induction, tiny
 from mechlab.patching import effects as engine
+from mechlab.patching.rows import rows
 from mechlab.patching.task import Task
 from mechlab.results.metrics import metric
 
@@ -115,26 +116,39 @@ def test_nothing_patched_is_corrupted_and_everything_patched_is_clean() -> None:
     assert (nothing["after"] - nothing["corrupted"]).abs().max() == 0
 
 
-def test_cells_left_out_as_unchanged_really_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cells_left_out_as_unchanged_really_are() -> None:
     lens = Lens(tiny("mistral"))
     task = toy_task(lens)
     edits = [patch(Site("resid_pre", layer, pos=pos)) for layer in range(3) for pos in range(9)]
+    plan = rows([(e,) for e in edits], task, "corrupted", 3)
+    assert len(edits) * len(task) - len(plan) == 3 * sum(task.first_difference())
     short = lens.effects(task, edits).frame["after"]
-    left_out = engine._unchanged([(e,) for e in edits], task, "corrupted")
-    assert len(left_out) == 3 * sum(task.first_difference())
-    monkeypatch.setattr(engine, "_unchanged", lambda *_: set())
-    full = lens.effects(task, edits).frame["after"]
+    full = lens.effects(task, edits, exhaustive=True).frame["after"]
     assert (short - full).abs().max() < 1e-5
 
 
-def test_results_do_not_depend_on_what_is_batched_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    lens = Lens(tiny("qwen2_moe"))
+def test_equal_interventions_are_computed_once_and_reported_each() -> None:
+    lens = Lens(tiny("llama"))
+    task = toy_task(lens)
+    groups = [(patch("L1H1"),), (patch("L2H0"),), (patch("L1H1"),)]
+    assert len(rows(groups, task, "corrupted", 3)) == 2 * len(task)
+    after = lens.effects(task, groups).frame["after"].to_numpy().reshape(3, -1)
+    assert (after[0] == after[2]).all()
+    assert (after[0] != after[1]).any()
+
+
+@pytest.mark.parametrize("family", ["qwen2_moe", "gpt_oss", "gemma2"])
+def test_results_do_not_depend_on_what_is_swept_together(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lens = Lens(tiny(family))
     task = toy_task(lens)
     edits = [patch(Site("z", layer, head)) for layer in range(3) for head in range(4)]
     together = lens.effects(task, edits).frame["after"]
-    monkeypatch.setattr(engine, "_ROWS_PER_PASS", 3)
+    monkeypatch.setattr(engine, "_TOKENS_PER_WAVE", 3)
     apart = lens.effects(task, edits).frame["after"]
     assert (together - apart).abs().max() < 1e-5
+    order = torch.randperm(len(edits), generator=torch.Generator().manual_seed(0)).tolist()
+    shuffled = lens.effects(task, [edits[i] for i in order]).frame["after"].to_numpy().reshape(len(edits), -1)
+    assert abs(shuffled - together.to_numpy().reshape(len(edits), -1)[order]).max() < 1e-5
 
 
 def test_planted_induction_heads_are_named_exactly() -> None:
@@ -205,7 +219,7 @@ def test_progress_reaches_its_total() -> None:
     lens.effects(
         task, [patch("L0.resid_pre@0"), patch("L2H1")], progress=lambda _label, done, total: seen.append((done, total))
     )
-    assert seen[-1] == (2 * len(task), 2 * len(task))
+    assert seen[-1] == (len(task), len(task))  # the first intervention changes nothing and is not run
 
 
 def test_bad_input_is_told_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
