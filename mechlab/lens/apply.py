@@ -93,11 +93,13 @@ class Window:
         return Cells(batch, column, torch.tensor(self.rows)[batch], column + start)
 
 
-def apply(edit: Edit, activation: Tensor, place: Place, only: Tensor | None = None) -> tuple[Tensor, int]:
+def apply(
+    edit: Edit, activation: Tensor, place: Place, only: Tensor | None = None, *, owned: bool = False
+) -> tuple[Tensor, int]:
     """The activation after ``edit``, and how many cells it touched.
 
     Args:
-        activation: ``[batch, pos, ...]``.
+        activation: ``[batch, pos, ...]``; never written to, unless it is ``owned``: a copy that an earlier edit made.
         only: ``[batch]`` bool: rows the edit belongs to; None for all.
     """
     cells = place.cells(edit, activation.shape[1], only)
@@ -111,7 +113,7 @@ def apply(edit: Edit, activation: Tensor, place: Place, only: Tensor | None = No
         new = new.masked_fill(part.isneginf(), float("-inf"))  # no edit lets a query see what the model hides from it
     elif edit.site.kind == "pattern":
         _check_causal(edit, new, cells.at)
-    result = activation.clone()
+    result = activation if owned else activation.clone()
     if index is None:
         result[cells.batch, cells.column] = new
     else:

@@ -51,8 +51,10 @@ class Tap:
         if self.starts_graph:
             activation = activation.detach().requires_grad_()
         by_pos = activation.transpose(1, 2) if self.kind in _BY_HEAD else activation
+        original = by_pos
         for placed in self.edits:
-            by_pos, n_touched = apply(placed.edit, by_pos, self.place, placed.only)
+            owned = by_pos is not original  # one copy serves all edits here
+            by_pos, n_touched = apply(placed.edit, by_pos, self.place, placed.only, owned=owned)
             self.count(placed.edit, n_touched)
         if self.read:
             self.kept = by_pos

@@ -32,6 +32,7 @@ from mechlab.lens.tokens import Prompts, Tokens, tokenize
 from mechlab.models.model import Model
 
 if TYPE_CHECKING:
+    from mechlab.patching.plan import Plan
     from mechlab.patching.task import Task
     from mechlab.results.effects import Effects
 
@@ -178,6 +179,18 @@ class Lens:
         from mechlab.patching.effects import effects  # the one door from lens up to patching
 
         return effects(self, task, interventions, metric, base=base, exhaustive=exhaustive, progress=progress)
+
+    def plan(
+        self,
+        task: Task,
+        interventions: Sequence[Edit | Sequence[Edit]],
+        *,
+        base: Literal["clean", "corrupted"] = "corrupted",
+    ) -> Plan:
+        """What ``effects`` would compute and cost: rows, tokens, FLOPs, memory. Nothing is run."""
+        from mechlab.patching.effects import plan_effects
+
+        return plan_effects(self, task, interventions, base=base)
 
     def bridge(self) -> Any:
         """A TransformerLens TransformerBridge over the same weights (no copy of them), for those who want its API.

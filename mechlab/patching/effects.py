@@ -8,6 +8,7 @@ Every value is that of a full forward pass with the edit (up to float rounding);
 forward pass per intervention instead: the slow proof.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -15,13 +16,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mechlab.errors import EditError
+from mechlab.errors import EditError, ModelError, UnknownName
 from mechlab.lens.apply import Source, check_source
 from mechlab.lens.edit import Edit
 from mechlab.lens.reading import Run
 from mechlab.lens.site import KINDS, Site
 from mechlab.lens.tokens import Tokens
 from mechlab.patching.packed import Base, sweep
+from mechlab.patching.plan import Plan, plan, tokens_per_wave
 from mechlab.patching.rows import Group, Row, lowered, rows, waves
 from mechlab.patching.task import Task
 from mechlab.results.effects import Effects
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
     from mechlab.lens.lens import Lens
 
 Progress = Callable[[str, int, int], None]
-_TOKENS_PER_WAVE = 4096  # fills the matrix products of small models on a CPU; more only costs memory
 _READS_ANSWERS_ONLY = ("logit_difference", "accuracy")  # the other metrics need the whole vocabulary
 
 
@@ -57,19 +58,47 @@ def effects(
 
     Raises:
         SiteError, EditError, PromptError: as ``Lens.run`` does, before anything runs wherever that can be known.
+        ModelError: a single prompt does not fit in memory (more than one are split).
+        Interrupted: on Ctrl-C, with what was completed.
     """
     measure = find_metric(metric)
-    groups = [(item,) if isinstance(item, Edit) else tuple(item) for item in interventions]
-    if not groups or not all(groups):
-        raise EditError("No intervention was given: pass at least one edit each.")
-    sides = {"clean": task.clean, "corrupted": task.corrupted}
-    for edit in {edit for group in groups for edit in group}:
-        _check(lens, edit, sides[base], sides)
+    groups = _checked(lens, task, interventions, base)
     if exhaustive or any(edit.site.kind == "embed" for group in groups for edit in group):
         values, after = _one_by_one(lens, task, groups, measure, base, progress)
     else:
         values, after = _swept(lens, task, groups, measure, base, progress)
     return _table(groups, after, values, base, measure.key)
+
+
+def plan_effects(
+    lens: "Lens", task: Task, interventions: Sequence[Edit | Sequence[Edit]], *, base: str = "corrupted"
+) -> Plan:
+    """What ``effects`` would compute and cost; nothing is run. Raises what ``effects`` raises before it runs."""
+    groups = [lowered(group, lens.model.n_layers) for group in _checked(lens, task, interventions, base)]
+    found = rows(groups, task, base, lens.model.n_layers)
+    return plan(lens, task, groups, found, tokens_per_wave(lens))
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during patching. ``completed`` holds the effects that were done (None if there were none): nothing is lost."""
+
+    def __init__(self, completed: Effects | None) -> None:
+        super().__init__()
+        self.completed = completed
+
+
+def _checked(
+    lens: "Lens", task: Task, interventions: Sequence[Edit | Sequence[Edit]], base: str
+) -> list[tuple[Edit, ...]]:
+    groups = [(item,) if isinstance(item, Edit) else tuple(item) for item in interventions]
+    if not groups or not all(groups):
+        raise EditError("No intervention was given: pass at least one edit each.")
+    sides = {"clean": task.clean, "corrupted": task.corrupted}
+    if base not in sides:
+        raise UnknownName("base", base, sides)
+    for edit in {edit for group in groups for edit in group}:
+        _check(lens, edit, sides[base], sides)
+    return groups
 
 
 def _check(lens: "Lens", edit: Edit, tokens: Tokens, sides: dict[str, Tokens]) -> None:
@@ -89,6 +118,8 @@ def _check(lens: "Lens", edit: Edit, tokens: Tokens, sides: dict[str, Tokens]) -
 def _one_by_one(
     lens: "Lens", task: Task, groups: Sequence[Group], measure: Metric, base: str, progress: Progress | None
 ) -> tuple[dict[str, Tensor], Tensor]:
+    if progress:
+        progress("patching, one by one", 0, len(groups) * len(task))
     sides: dict[str, Tokens] = {"clean": task.clean, "corrupted": task.corrupted}
     wanted = sorted(
         {e.site.whole for group in groups for e in group if e.source is not None}, key=lambda at: at.sort_key
@@ -109,8 +140,10 @@ def _swept(
     lens: "Lens", task: Task, groups: Sequence[Group], measure: Metric, base: str, progress: Progress | None
 ) -> tuple[dict[str, Tensor], Tensor]:
     groups = [lowered(group, lens.model.n_layers) for group in groups]
-    plan = rows(groups, task, base, lens.model.n_layers)
-    runs = _side_runs(lens, task, groups, plan, base)
+    found = rows(groups, task, base, lens.model.n_layers)
+    if progress:
+        progress("patching", 0, len(found))
+    runs = _side_runs(lens, task, groups, found, base)
     reference = _last(runs[base])
     values = {name: _measured(measure, task, _last(run), reference) for name, run in runs.items()}
     after = values[base].repeat(len(groups), 1)
@@ -118,17 +151,39 @@ def _swept(
     narrow = measure.key in _READS_ANSWERS_ONLY and not any(e.site.kind == "logits" for g in groups for e in g)
     token_ids = torch.cat([task.answers, task.foils.flatten()]).unique() if narrow else None
     compact = _with_ids(task, token_ids)
+    kept = Base.of(runs[base])
+    left = deque(waves(found, tokens_per_wave(lens)))
     done = 0
-    for wave in waves(plan, _TOKENS_PER_WAVE):
-        logits = sweep(lens, wave, groups, Base.of(runs[base]), sources, token_ids)
-        prompts = torch.tensor([row.prompt for row in wave])
-        measured = _measured(measure, compact.select(prompts.tolist()), logits, reference[prompts])
-        after[[row.group for row in wave], prompts] = measured
-        done += len(wave)
-        if progress:
-            progress("patching", done, len(plan))
+    try:
+        while left:
+            wave = left.popleft()
+            try:
+                logits = sweep(lens, wave, groups, kept, sources, token_ids)
+            except torch.OutOfMemoryError:
+                left.extendleft(reversed(_halved(wave)))
+                continue
+            prompts = torch.tensor([row.prompt for row in wave])
+            measured = _measured(measure, compact.select(prompts.tolist()), logits, reference[prompts])
+            after[[row.group for row in wave], prompts] = measured
+            done += len(wave)
+            if progress:
+                progress("patching", done, len(found))
+    except KeyboardInterrupt as stop:
+        undone = {row.group for row in found[done:]}
+        whole = [i for i in range(len(groups)) if i not in undone and groups[i] not in {groups[u] for u in undone}]
+        table = _table([groups[i] for i in whole], after[whole], values, base, measure.key) if whole else None
+        raise Interrupted(table) from stop
     first: dict[Group, int] = {}
     return values, after[[first.setdefault(group, i) for i, group in enumerate(groups)]]
+
+
+def _halved(wave: list[Row]) -> list[list[Row]]:
+    """Out of memory: the same rows in two smaller waves."""
+    if len(wave) == 1:
+        raise ModelError(
+            f"One prompt of {wave[0].stop} tokens does not fit in this device's memory: use shorter prompts, a smaller model or dtype."
+        )
+    return [wave[: len(wave) // 2], wave[len(wave) // 2 :]]
 
 
 def _with_ids(task: Task, token_ids: Tensor | None) -> Task:
@@ -172,7 +227,7 @@ def _table(
     groups: Sequence[tuple[Edit, ...]],
     after: Tensor,
     values: dict[str, Tensor],
-    base: Literal["clean", "corrupted"],
+    base: str,
     metric: str,
 ) -> Effects:
     n = after.shape[1]
@@ -182,7 +237,7 @@ def _table(
         frame[name] = values[name].tolist() * len(groups)
     frame["before"] = frame[base]
     frame["after"] = after.flatten().tolist()
-    return Effects(frame, metric, base)
+    return Effects(frame, metric, base)  # pyright: ignore[reportArgumentType]
 
 
 def _describe(number: int, group: tuple[Edit, ...]) -> dict[str, object]:

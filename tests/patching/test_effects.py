@@ -3,40 +3,18 @@
 import pandas as pd
 import pytest
 import torch
+from toys import toy_task
 
-from mechlab.errors import EditError, PromptError, SiteError, UnknownName
+from mechlab.errors import EditError, ModelError, PromptError, SiteError, UnknownName
 from mechlab.lens import edit
 from mechlab.lens.edit import Edit, patch
 from mechlab.lens.lens import Lens
 from mechlab.lens.site import Site
 from mechlab.models import FAMILIES, PLANTED_INDUCTION, PLANTED_PREVIOUS_TOKEN, planted_induction, tiny
 from mechlab.patching import effects as engine
-from mechlab.patching.rows import rows
+from mechlab.patching.rows import Row, rows
 from mechlab.patching.task import Task
 from mechlab.results.metrics import metric
-
-
-def toy_task(lens: Lens, seed: int = 0, n: int = 5) -> Task:
-    """Random pairs of unequal lengths that differ at two places; LATE labels the second."""
-    generator = torch.Generator().manual_seed(seed)
-    draw = lambda *size: torch.randint(5, lens.model.vocab_size, size, generator=generator)  # noqa: E731
-    clean, corrupted, late = [], [], []
-    for i in range(n):
-        ids = draw(9 + i % 3)
-        other = ids.clone()
-        first, second = 2 + i % 2, 5 + i % 3
-        other[[first, second]] = (ids[[first, second]] - 5 + 1) % (lens.model.vocab_size - 5) + 5
-        clean.append(ids.tolist())
-        corrupted.append(other.tolist())
-        late.append(second)
-    answers = draw(n)
-    return Task(
-        "toy",
-        lens.tokens(clean).labelled(LATE=late),
-        lens.tokens(corrupted).labelled(LATE=late),
-        answers,
-        (answers - 5 + 7) % (lens.model.vocab_size - 5) + 5,
-    )
 
 
 def interventions(lens: Lens) -> list[list[Edit]]:
@@ -143,7 +121,7 @@ def test_results_do_not_depend_on_what_is_swept_together(family: str, monkeypatc
     task = toy_task(lens)
     edits = [patch(Site("z", layer, head)) for layer in range(3) for head in range(4)]
     together = lens.effects(task, edits).frame["after"]
-    monkeypatch.setattr(engine, "_TOKENS_PER_WAVE", 3)
+    monkeypatch.setattr(engine, "tokens_per_wave", lambda _lens: 3)
     apart = lens.effects(task, edits).frame["after"]
     assert (together - apart).abs().max() < 1e-5
     order = torch.randperm(len(edits), generator=torch.Generator().manual_seed(0)).tolist()
@@ -192,6 +170,75 @@ def test_transformer_lens_head_patching_agrees() -> None:
     edits = [patch(Site("z", layer, head)) for layer in range(3) for head in range(4)]
     ours = torch.tensor(lens.effects(task, edits).frame["after"].to_numpy()).reshape(3, 4)
     assert torch.allclose(ours.float(), theirs, atol=1e-5)
+
+
+def test_out_of_memory_halves_the_wave_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    lens = Lens(tiny("llama"))
+    task = toy_task(lens)
+    edits = [patch(Site("z", layer, head)) for layer in range(3) for head in range(4)]
+    expected = lens.effects(task, edits).frame["after"]
+    real, sizes = engine.sweep, []
+
+    def small_device(lens_: Lens, wave: list[Row], *rest: object) -> torch.Tensor:
+        if len(wave) > 7:
+            raise torch.OutOfMemoryError
+        sizes.append(len(wave))
+        return real(lens_, wave, *rest)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(engine, "sweep", small_device)
+    assert (lens.effects(task, edits).frame["after"] - expected).abs().max() < 1e-5
+    assert max(sizes) <= 7
+    assert sum(sizes) == len(edits) * len(task)
+    monkeypatch.setattr(engine, "sweep", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError()))
+    with pytest.raises(ModelError, match="does not fit in this device's memory"):
+        lens.effects(task, edits)
+
+
+def test_ctrl_c_keeps_what_was_completed(monkeypatch: pytest.MonkeyPatch) -> None:
+    lens = Lens(tiny("llama"))
+    task = toy_task(lens)
+    edits = [patch(Site("z", layer, head)) for layer in range(3) for head in range(4)]
+    expected = lens.effects(task, edits).frame
+    monkeypatch.setattr(engine, "tokens_per_wave", lambda _lens: 40)
+
+    def stop(_label: str, done: int, _total: int) -> None:
+        if done > 25:
+            raise KeyboardInterrupt
+
+    with pytest.raises(engine.Interrupted) as caught:
+        lens.effects(task, edits, progress=stop)
+    kept = caught.value.completed
+    assert kept is not None
+    assert 0 < len(kept) < len(edits)
+    for head in kept.frame.drop_duplicates("site")["site"]:
+        ours, theirs = (f[f.site == head]["after"].to_numpy() for f in (kept.frame, expected))
+        assert abs(ours - theirs).max() < 1e-5
+
+
+def test_plan_counts_what_the_sweep_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    lens = Lens(tiny("llama"))
+    task = toy_task(lens)
+    edits = [patch(Site("resid_pre", layer, pos=p)) for layer in range(3) for p in range(9)]
+    plan = lens.plan(task, edits)
+    seen: list[tuple[int, int]] = []
+    real = engine.sweep
+
+    def counted(lens_: Lens, wave: list[Row], *rest: object) -> torch.Tensor:
+        seen.extend((row.stop - row.start, 3 - row.entry) for row in wave)
+        return real(lens_, wave, *rest)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(engine, "sweep", counted)
+    lens.effects(task, edits)
+    assert plan.rows == len(seen)
+    assert plan.token_layers == sum(n * layers for n, layers in seen)
+    # by hand: weights of q, k, v, o and the gated MLP, two operations each, per token and layer
+    model = lens.model
+    d, h, kv, dh = model.d_model, model.n_heads, model.n_kv_heads, model.d_head
+    weights = d * dh * (2 * h + 2 * kv) + 3 * d * (lens.layout.d_mlp or 0)
+    sides = sum(task.clean.lengths) + sum(task.corrupted.lengths)
+    unembed = 2 * 2 * len(task) * d * model.vocab_size
+    assert plan.flops == 2 * weights * (plan.token_layers + 3 * sides) + unembed
+    assert f"{plan.rows:,} rows" in str(plan)
 
 
 def test_table_names_what_was_done() -> None:

@@ -1,0 +1,135 @@
+"""What a patching run will cost, before it runs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from mechlab.patching.rows import Group, Row, waves
+from mechlab.patching.task import Task
+
+if TYPE_CHECKING:
+    from mechlab.lens.lens import Lens
+
+_CPU_TOKENS, _GPU_TOKENS = 4096, 65536  # enough to fill the matrix products; more only costs memory
+_SHARE_OF_FREE = 0.3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cost of a sweep.
+
+    Attributes:
+        interventions, prompts: as asked for.
+        rows: intervention x prompt pairs that must be computed (unchanged and repeated ones are not).
+        waves: passes through the model.
+        tokens_per_wave: most tokens carried at once.
+        token_layers: tokens times the layers they go through.
+        flops: floating-point operations of the rows and the two base runs (2 per multiply-add).
+        full_flops: what one whole forward pass per intervention and prompt would take.
+        memory_bytes: activations at the top of a wave, and what is kept of the base run.
+    """
+
+    interventions: int
+    prompts: int
+    rows: int
+    waves: int
+    tokens_per_wave: int
+    token_layers: int
+    flops: int
+    full_flops: int
+    memory_bytes: int
+
+    def seconds(self, gflops_per_second: float) -> float:
+        """Estimated time at a matrix-product speed (``matmul_speed`` measures it)."""
+        return self.flops / (gflops_per_second * 1e9)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.interventions:,} interventions x {self.prompts} prompts: {self.rows:,} rows in {self.waves} waves of at most "
+            f"{self.tokens_per_wave:,} tokens; {self.token_layers:,} token-layers, {self.flops / 1e9:,.0f} GFLOP "
+            f"({self.full_flops / max(self.flops, 1):.1f} times fewer than one pass each); {self.memory_bytes / 2**20:,.0f} MiB"
+        )
+
+
+def plan(lens: "Lens", task: Task, groups: Sequence[Group], rows: Sequence[Row], tokens_per_wave: int) -> Plan:
+    """The cost of sweeping ``rows`` (see ``rows.rows``)."""
+    n_layers = lens.model.n_layers
+    token_layers = sum(row.n_tokens * (n_layers - row.entry) for row in rows)
+    per_layer = 2 * _active_weights(lens)
+    unembed = 2 * lens.model.d_model * lens.model.vocab_size
+    side_tokens = sum(task.clean.lengths) + sum(task.corrupted.lengths)
+    base = side_tokens * n_layers * per_layer + 2 * len(task) * unembed
+    full = len(groups) * (sum(task.clean.lengths) * (n_layers * per_layer + unembed))
+    entries = {row.entry for row in rows}
+    keys = 2 * lens.model.n_kv_heads * lens.model.d_head * (n_layers - min(entries, default=n_layers))
+    kept = task.clean.ids.numel() * (len(entries) * lens.model.d_model + keys)
+    n_waves = sum(1 for _ in waves(rows, tokens_per_wave))
+    top = min(tokens_per_wave, sum(row.n_tokens for row in rows))
+    return Plan(
+        interventions=len(groups),
+        prompts=len(task),
+        rows=len(rows),
+        waves=n_waves,
+        tokens_per_wave=tokens_per_wave,
+        token_layers=token_layers,
+        flops=token_layers * per_layer + base,
+        full_flops=full,
+        memory_bytes=(top * _floats_per_token(lens) + kept) * lens.model.dtype.itemsize,
+    )
+
+
+def tokens_per_wave(lens: "Lens") -> int:
+    """How many tokens a wave may carry: enough to fill the matrix products, within a share of the free memory."""
+    device = lens.model.device
+    if device.type == "cuda":
+        free, most = torch.cuda.mem_get_info(device)[0], _GPU_TOKENS
+    else:
+        free, most = _free_bytes(), _CPU_TOKENS
+    fits = int(_SHARE_OF_FREE * free / (_floats_per_token(lens) * lens.model.dtype.itemsize))
+    return max(256, min(most, fits))
+
+
+def _free_bytes() -> int:
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def _floats_per_token(lens: "Lens") -> int:
+    """Activations alive at once for a token within a layer: the residual stream, queries, keys, values, z, and the MLP's branches."""
+    heads = lens.model.d_head * (2 * lens.model.n_heads + 4 * lens.model.n_kv_heads)
+    mlp = 4 * (lens.layout.d_mlp or 4 * lens.model.d_model)
+    return 4 * lens.model.d_model + heads + mlp
+
+
+def _active_weights(lens: "Lens") -> int:
+    """Weights one token meets in one layer, on average: of the experts only those that are chosen."""
+    total = 0
+    for block in lens.layout.blocks:
+        for module in block.block.modules():
+            for weight in module.parameters(recurse=False):
+                if weight.ndim == 2:
+                    total += weight.numel()
+                elif weight.ndim == 3 and block.router is not None:  # fused experts
+                    total += weight.numel() * int(block.router.top_k) // weight.shape[0]  # pyright: ignore[reportArgumentType, reportOperatorIssue]
+    return total // len(lens.layout.blocks)
+
+
+def matmul_speed(lens: "Lens", seconds: float = 0.2) -> float:
+    """Measured GFLOP/s of a matrix product of this model's sizes, on its device and in its dtype."""
+    import time
+
+    model = lens.model
+    width = lens.layout.d_mlp or 4 * model.d_model
+    a = torch.randn(1024, model.d_model, device=model.device, dtype=model.dtype)
+    w = torch.randn(width, model.d_model, device=model.device, dtype=model.dtype)
+    product = nn.functional.linear(a, w)
+    count, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        product = nn.functional.linear(a, w)
+        count += 1
+    float(product[0, 0])  # waits for the device
+    return 2 * a.shape[0] * a.shape[1] * width * count / (time.perf_counter() - start) / 1e9

@@ -1,0 +1,29 @@
+"""Small tasks that several tests share."""
+
+import torch
+
+from mechlab.lens.lens import Lens
+from mechlab.patching.task import Task
+
+
+def toy_task(lens: Lens, seed: int = 0, n: int = 5) -> Task:
+    """Random pairs of unequal lengths that differ at two places; LATE labels the second."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda *size: torch.randint(5, lens.model.vocab_size, size, generator=generator)  # noqa: E731
+    clean, corrupted, late = [], [], []
+    for i in range(n):
+        ids = draw(9 + i % 3)
+        other = ids.clone()
+        first, second = 2 + i % 2, 5 + i % 3
+        other[[first, second]] = (ids[[first, second]] - 5 + 1) % (lens.model.vocab_size - 5) + 5
+        clean.append(ids.tolist())
+        corrupted.append(other.tolist())
+        late.append(second)
+    answers = draw(n)
+    return Task(
+        "toy",
+        lens.tokens(clean).labelled(LATE=late),
+        lens.tokens(corrupted).labelled(LATE=late),
+        answers,
+        (answers - 5 + 7) % (lens.model.vocab_size - 5) + 5,
+    )
