@@ -52,7 +52,7 @@ class Place(Protocol):
     def total(self) -> int: ...
     @property
     def n_batch(self) -> int: ...
-    def cells(self, edit: Edit, n_positions: int, only: Tensor | None = None) -> Cells: ...
+    def cells(self, edit: Edit, n_positions: int, only: Tensor | int | None = None) -> Cells: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +77,7 @@ class Window:
     def n_batch(self) -> int:
         return len(self.rows)
 
-    def cells(self, edit: Edit, n_positions: int, only: Tensor | None = None) -> Cells:
+    def cells(self, edit: Edit, n_positions: int, only: Tensor | int | None = None) -> Cells:
         """The cells ``edit`` touches in an activation of ``n_positions`` that ends at ``stop``, in the rows of ``only``."""
         start = self.stop - n_positions
         at = torch.arange(start, self.stop)[None, :]
@@ -89,18 +89,21 @@ class Window:
         if edit.site.pos is not None:
             touched = touched & (at == torch.tensor(self.tokens.positions(edit.site.pos))[:, None])
         touched = touched.expand(len(self.rows), -1)
-        batch, column = (touched if only is None else touched & only[:, None]).nonzero(as_tuple=True)
+        if only is not None:
+            assert isinstance(only, Tensor)
+            touched = touched & only[:, None]
+        batch, column = touched.nonzero(as_tuple=True)
         return Cells(batch, column, torch.tensor(self.rows)[batch], column + start)
 
 
 def apply(
-    edit: Edit, activation: Tensor, place: Place, only: Tensor | None = None, *, owned: bool = False
+    edit: Edit, activation: Tensor, place: Place, only: Tensor | int | None = None, *, owned: bool = False
 ) -> tuple[Tensor, int]:
     """The activation after ``edit``, and how many cells it touched.
 
     Args:
         activation: ``[batch, pos, ...]``; never written to, unless it is ``owned``: a copy that an earlier edit made.
-        only: ``[batch]`` bool: rows the edit belongs to; None for all.
+        only: as the place understands it: ``[batch]`` bool, the rows the edit belongs to; None for all.
     """
     cells = place.cells(edit, activation.shape[1], only)
     if not len(cells):

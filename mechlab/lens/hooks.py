@@ -24,10 +24,10 @@ _ROUTER = ("router", "expert_weights")
 
 @dataclass(frozen=True, eq=False)
 class Placed:
-    """An edit and the rows of the batch it belongs to (``[batch]`` bool, None for all)."""
+    """An edit and the rows of the batch it belongs to (``[batch]`` bool, None for all; in a packed wave its turn among a row's edits)."""
 
     edit: Edit
-    only: Tensor | None = None
+    only: Tensor | int | None = None
 
 
 @dataclass(eq=False)

@@ -180,6 +180,23 @@ class Lens:
 
         return effects(self, task, interventions, metric, base=base, exhaustive=exhaustive, progress=progress)
 
+    def path_effects(
+        self,
+        task: "Task",
+        senders: Sequence[str | Site],
+        receivers: Sequence[str | Site] = (),
+        metric: str = "logit_difference",
+        *,
+        base: Literal["clean", "corrupted"] = "clean",
+        freeze_mlps: bool = False,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> "Effects":
+        """Path patching: each sender's effect through the receivers only (none: the logits); see ``mechlab.patching.paths``."""
+        from mechlab.patching.paths import path_effects
+
+        sites = ([site(at) for at in senders], [site(at) for at in receivers])
+        return path_effects(self, task, *sites, metric, base=base, freeze_mlps=freeze_mlps, progress=progress)
+
     def plan(
         self,
         task: Task,

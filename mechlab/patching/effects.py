@@ -8,7 +8,6 @@ Every value is that of a full forward pass with the edit (up to float rounding);
 forward pass per intervention instead: the slow proof.
 """
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -16,15 +15,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mechlab.errors import EditError, ModelError, UnknownName
-from mechlab.lens.apply import Source, check_source
+from mechlab.errors import EditError, UnknownName
+from mechlab.lens.apply import check_source
 from mechlab.lens.edit import Edit
-from mechlab.lens.reading import Run
-from mechlab.lens.site import KINDS, Site
+from mechlab.lens.site import KINDS
 from mechlab.lens.tokens import Tokens
-from mechlab.patching.packed import Base, sweep
 from mechlab.patching.plan import Plan, plan, tokens_per_wave
-from mechlab.patching.rows import Group, Row, lowered, rows, waves
+from mechlab.patching.prepared import last_logits, measured, prepare
+from mechlab.patching.rows import Group, lowered, rows
 from mechlab.patching.task import Task
 from mechlab.results.effects import Effects
 from mechlab.results.metrics import Metric
@@ -34,7 +32,6 @@ if TYPE_CHECKING:
     from mechlab.lens.lens import Lens
 
 Progress = Callable[[str, int, int], None]
-_READS_ANSWERS_ONLY = ("logit_difference", "accuracy")  # the other metrics need the whole vocabulary
 
 
 def effects(
@@ -67,7 +64,7 @@ def effects(
         values, after = _one_by_one(lens, task, groups, measure, base, progress)
     else:
         values, after = _swept(lens, task, groups, measure, base, progress)
-    return _table(groups, after, values, base, measure.key)
+    return effects_table(groups, after, values, base, measure.key)
 
 
 def plan_effects(
@@ -93,12 +90,17 @@ def _checked(
     groups = [(item,) if isinstance(item, Edit) else tuple(item) for item in interventions]
     if not groups or not all(groups):
         raise EditError("No intervention was given: pass at least one edit each.")
+    check_edits(lens, task, groups, base)
+    return groups
+
+
+def check_edits(lens: "Lens", task: Task, groups: Sequence[Group], base: str) -> None:
+    """Raises what can be known to be wrong before anything runs."""
     sides = {"clean": task.clean, "corrupted": task.corrupted}
     if base not in sides:
         raise UnknownName("base", base, sides)
     for edit in {edit for group in groups for edit in group}:
         _check(lens, edit, sides[base], sides)
-    return groups
 
 
 def _check(lens: "Lens", edit: Edit, tokens: Tokens, sides: dict[str, Tokens]) -> None:
@@ -125,12 +127,12 @@ def _one_by_one(
         {e.site.whole for group in groups for e in group if e.source is not None}, key=lambda at: at.sort_key
     )
     runs = {name: lens.run(tokens, read=wanted, logits="last") for name, tokens in sides.items()}
-    reference = _last(runs[base])
-    values = {name: _measured(measure, task, _last(run), reference) for name, run in runs.items()}
+    reference = last_logits(runs[base])
+    values = {name: measured(measure, task, last_logits(run), reference) for name, run in runs.items()}
     after: list[Tensor] = []
     for done, group in enumerate(groups):
         run = lens.run(sides[base], group, sources=runs, logits="last")
-        after.append(_measured(measure, task, _last(run), reference))
+        after.append(measured(measure, task, last_logits(run), reference))
         if progress:
             progress("patching, one by one", (done + 1) * len(task), len(groups) * len(task))
     return values, torch.stack(after)
@@ -143,93 +145,34 @@ def _swept(
     found = rows(groups, task, base, lens.model.n_layers)
     if progress:
         progress("patching", 0, len(found))
-    runs = _side_runs(lens, task, groups, found, base)
-    reference = _last(runs[base])
-    values = {name: _measured(measure, task, _last(run), reference) for name, run in runs.items()}
-    after = values[base].repeat(len(groups), 1)
-    sources = {name: Source(run.tokens, _activations(run)) for name, run in runs.items()}
-    narrow = measure.key in _READS_ANSWERS_ONLY and not any(e.site.kind == "logits" for g in groups for e in g)
-    token_ids = torch.cat([task.answers, task.foils.flatten()]).unique() if narrow else None
-    compact = _with_ids(task, token_ids)
-    kept = Base.of(runs[base])
-    left = deque(waves(found, tokens_per_wave(lens)))
+    ready = prepare(lens, task, groups, measure, base, [row.entry for row in found])
+    after = ready.values[base].repeat(len(groups), 1)
     done = 0
     try:
-        while left:
-            wave = left.popleft()
-            try:
-                logits = sweep(lens, wave, groups, kept, sources, token_ids)
-            except torch.OutOfMemoryError:
-                left.extendleft(reversed(_halved(wave)))
-                continue
-            prompts = torch.tensor([row.prompt for row in wave])
-            measured = _measured(measure, compact.select(prompts.tolist()), logits, reference[prompts])
-            after[[row.group for row in wave], prompts] = measured
-            done += len(wave)
+        for swept in ready.sweeps(groups, found):
+            done += ready.measure_into(after, swept)
             if progress:
                 progress("patching", done, len(found))
     except KeyboardInterrupt as stop:
         undone = {row.group for row in found[done:]}
         whole = [i for i in range(len(groups)) if i not in undone and groups[i] not in {groups[u] for u in undone}]
-        table = _table([groups[i] for i in whole], after[whole], values, base, measure.key) if whole else None
+        table = (
+            effects_table([groups[i] for i in whole], after[whole], ready.values, base, measure.key) if whole else None
+        )
         raise Interrupted(table) from stop
     first: dict[Group, int] = {}
-    return values, after[[first.setdefault(group, i) for i, group in enumerate(groups)]]
+    return ready.values, after[[first.setdefault(group, i) for i, group in enumerate(groups)]]
 
 
-def _halved(wave: list[Row]) -> list[list[Row]]:
-    """Out of memory: the same rows in two smaller waves."""
-    if len(wave) == 1:
-        raise ModelError(
-            f"One prompt of {wave[0].stop} tokens does not fit in this device's memory: use shorter prompts, a smaller model or dtype."
-        )
-    return [wave[: len(wave) // 2], wave[len(wave) // 2 :]]
-
-
-def _with_ids(task: Task, token_ids: Tensor | None) -> Task:
-    """The task with answers and foils as places among ``token_ids``."""
-    if token_ids is None:
-        return task
-    answers, foils = (torch.searchsorted(token_ids, ids.contiguous()) for ids in (task.answers, task.foils))
-    return Task(task.name, task.clean, task.corrupted, answers, foils, task.groups)
-
-
-def _side_runs(lens: "Lens", task: Task, groups: Sequence[Group], plan: Sequence[Row], base: str) -> dict[str, Run]:
-    """Both sides once, with what edits take from each and what the sweep takes from the base."""
-    read: dict[str, set[Site]] = {"clean": set(), "corrupted": set()}
-    if plan:
-        read[base].update(Base.sites([row.entry for row in plan], lens.model.n_layers))
-    for edit in {edit for group in groups for edit in group}:
-        if edit.source is not None:
-            read[edit.source].add(edit.site.whole)
-    runs: dict[str, Run] = {}
-    for name, tokens in (("clean", task.clean), ("corrupted", task.corrupted)):
-        wanted = sorted(read[name], key=lambda at: at.sort_key)
-        runs[name] = lens.run(tokens, read=wanted, logits="last")
-    return runs
-
-
-def _activations(run: Run) -> dict[tuple[str, int | None], Tensor]:
-    by_query = (run[at].transpose(1, 2) if KINDS[at.kind].axes[-1] == "key" else run[at] for at in run.activations)
-    return {(at.kind, at.layer): activation for at, activation in zip(run.activations, by_query, strict=True)}
-
-
-def _last(run: Run) -> Tensor:
-    assert run.last_logits is not None
-    return run.last_logits
-
-
-def _measured(measure: Metric, task: Task, logits: Tensor, reference: Tensor) -> Tensor:
-    return measure(logits.cpu(), task.answers, task.foils, reference.cpu()).double()
-
-
-def _table(
+def effects_table(
     groups: Sequence[tuple[Edit, ...]],
     after: Tensor,
     values: dict[str, Tensor],
     base: str,
     metric: str,
+    method: str = "exact",
 ) -> Effects:
+    """The table of ``after [interventions, n]``, named by the groups."""
     n = after.shape[1]
     frame = pd.DataFrame([_describe(i, group) for i, group in enumerate(groups) for _ in range(n)])
     frame["prompt"] = list(range(n)) * len(groups)
@@ -237,7 +180,7 @@ def _table(
         frame[name] = values[name].tolist() * len(groups)
     frame["before"] = frame[base]
     frame["after"] = after.flatten().tolist()
-    return Effects(frame, metric, base)  # pyright: ignore[reportArgumentType]
+    return Effects(frame, metric, base, method)  # pyright: ignore[reportArgumentType]
 
 
 def _describe(number: int, group: tuple[Edit, ...]) -> dict[str, object]:

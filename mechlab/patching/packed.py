@@ -10,6 +10,7 @@
 Nothing is approximated: each row gets the numbers of its own full forward pass, up to float rounding.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -92,23 +93,26 @@ class Wave:
             for (start, stop), members in by_shape.items()
         ]
 
-    def _edit_places(self, groups: Sequence[Group]) -> dict[Edit, Ints]:
-        """Edit -> packed places of the tokens it touches."""
-        places: dict[Edit, list[Ints]] = {}
+    def _edit_places(self, groups: Sequence[Group]) -> dict[tuple[Edit, int], Ints]:
+        """(edit, its turn among its row's edits at that site) -> packed places of the tokens it touches."""
+        places: dict[tuple[Edit, int], list[Ints]] = {}
         for i, row in enumerate(self.rows):
+            turns: Counter[tuple[str, int | None]] = Counter()
             for edit in groups[row.group]:
                 if edit.site.pos is None:
                     at = np.arange(row.start, row.stop)
                 else:
                     position = self.tokens.positions(edit.site.pos)[row.prompt]
                     at = np.array([position] if position >= row.start else [], dtype=np.int64)
-                places.setdefault(edit, []).append(self.offsets[i] + at - row.start)
-        return {edit: np.concatenate(found) for edit, found in places.items()}
+                here = (edit.site.kind, edit.site.layer)
+                places.setdefault((edit, turns[here]), []).append(self.offsets[i] + at - row.start)
+                turns[here] += 1
+        return {key: np.concatenate(found) for key, found in places.items()}
 
-    def cells(self, edit: Edit, n_positions: int, only: Tensor | None = None) -> Cells:  # noqa: ARG002 (see Place)
-        """Cells of a packed activation ``[1, n_positions, ...]``, or of one read at the rows' last tokens only."""
-        assert only is None
-        at = torch.from_numpy(self._places[edit])
+    def cells(self, edit: Edit, n_positions: int, only: Tensor | int | None = None) -> Cells:  # noqa: ARG002 (see Place)
+        """Cells of a packed activation ``[1, n_positions, ...]``, or of one read at the rows' last tokens only; ``only``: the turn."""
+        assert isinstance(only, int)
+        at = torch.from_numpy(self._places[edit, only])
         column = at
         if edit.site.kind in ("final_norm", "logits"):
             last = torch.full((int(self.offsets[-1]),), -1)
@@ -117,12 +121,14 @@ class Wave:
             column = last[at]
         return Cells(torch.zeros_like(column), column, self.prompts[at], self.positions[at])
 
-    def taps(self, groups: Sequence[Group]) -> list[Tap]:
-        """One tap per (kind, layer) with its edits, in the order in which interventions state them."""
+    def taps(self, read: Sequence[Site] = ()) -> list[Tap]:
+        """One tap per (kind, layer) with its edits by turn: each row's edits in the order in which its intervention states them."""
         found: dict[tuple[str, int | None], Tap] = {}
-        for edit in dict.fromkeys(edit for row in self.rows for edit in groups[row.group]):
+        for edit, turn in sorted(self._places, key=lambda place: place[1]):
             key = (edit.site.kind, edit.site.layer)
-            found.setdefault(key, Tap(*key, self)).edits.append(Placed(edit))
+            found.setdefault(key, Tap(*key, self)).edits.append(Placed(edit, turn))
+        for at in read:
+            found.setdefault((at.kind, at.layer), Tap(at.kind, at.layer, self)).read = True
         return list(found.values())
 
 
@@ -135,7 +141,7 @@ class InBucket:
         self.place = torch.full((int(wave.offsets[-1]),), -1)
         self.place[bucket.index.flatten()] = torch.arange(bucket.index.numel())
 
-    def cells(self, edit: Edit, n_positions: int, only: Tensor | None = None) -> Cells:
+    def cells(self, edit: Edit, n_positions: int, only: Tensor | int | None = None) -> Cells:
         packed_cells = self.wave.cells(edit, n_positions, only)
         place = self.place[packed_cells.column]
         here = place >= 0
@@ -169,6 +175,20 @@ class Base:
         return Base(run.tokens, by_kind["resid_pre"], by_kind["k"], by_kind["v"])
 
 
+@dataclass(frozen=True, eq=False)
+class Swept:
+    """Rows computed.
+
+    Attributes:
+        logits: ``[rows, tokens]`` at each row's last token.
+        activations: site that was read -> ``[n, ...]`` in packed order, of the rows that were in the sweep at its layer.
+    """
+
+    logits: Tensor
+    wave: Wave
+    activations: Mapping[Site, Tensor]
+
+
 @torch.no_grad()
 def sweep(
     lens: "Lens",
@@ -177,11 +197,15 @@ def sweep(
     base: Base,
     sources: Mapping[str, Source],
     token_ids: Tensor | None,
-) -> Tensor:
-    """``[rows, tokens]`` logits at each row's last token: of ``token_ids``, or of the whole vocabulary without them."""
+    read: Sequence[Site] = (),
+) -> Swept:
+    """Computes the rows; their logits are of ``token_ids``, or of the whole vocabulary without them.
+
+    ``read``: whole sites (no scores or patterns) whose activations are kept too.
+    """
     wave = Wave(rows, groups, base.tokens, sources)
     device = lens.model.device
-    taps = wave.taps(groups)
+    taps = wave.taps(read)
     attention_taps = [tap for tap in taps if tap.kind in _BY_HEAD]
     positions = wave.positions.to(device)
 
@@ -212,7 +236,8 @@ def sweep(
         logits = lens.model.hf(input_ids=dummy, use_cache=False).logits.flatten(0, 1)[None, : len(rows)]
     for tap in taps:
         logits = tap(logits) if tap.kind == "logits" else logits
-    return logits[0]
+    kept = {Site(tap.kind, tap.layer): tap.kept[0] for tap in taps if tap.kept is not None}
+    return Swept(logits[0], wave, kept)
 
 
 def _with_prefix(own: Tensor, kept: Tensor, bucket: Bucket) -> Tensor:

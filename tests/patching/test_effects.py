@@ -12,6 +12,7 @@ from mechlab.lens.lens import Lens
 from mechlab.lens.site import Site
 from mechlab.models import FAMILIES, PLANTED_INDUCTION, PLANTED_PREVIOUS_TOKEN, planted_induction, tiny
 from mechlab.patching import effects as engine
+from mechlab.patching import prepared
 from mechlab.patching.rows import Row, rows
 from mechlab.patching.task import Task
 from mechlab.results.metrics import metric
@@ -115,13 +116,28 @@ def test_equal_interventions_are_computed_once_and_reported_each() -> None:
     assert (after[0] != after[1]).any()
 
 
+def test_each_interventions_own_order_counts() -> None:
+    lens = Lens(tiny("llama"))
+    task = toy_task(lens)
+    a, b, c = (
+        edit.scale("L1.resid_post@-1", 2.0),
+        edit.clamp("L1.resid_post@-1", -0.3, 0.3),
+        edit.zero("L1D4.resid_post"),
+    )
+    groups = [(a, b), (b, a), (c, a, b), (b, c, a)]
+    swept, slow = (lens.effects(task, groups, exhaustive=how).frame["after"] for how in (False, True))
+    assert (swept - slow).abs().max() < 1e-5
+    after = slow.to_numpy().reshape(4, -1)
+    assert abs(after[0] - after[1]).max() > 1e-3
+
+
 @pytest.mark.parametrize("family", ["qwen2_moe", "gpt_oss", "gemma2"])
 def test_results_do_not_depend_on_what_is_swept_together(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lens = Lens(tiny(family))
     task = toy_task(lens)
     edits = [patch(Site("z", layer, head)) for layer in range(3) for head in range(4)]
     together = lens.effects(task, edits).frame["after"]
-    monkeypatch.setattr(engine, "tokens_per_wave", lambda _lens: 3)
+    monkeypatch.setattr(prepared, "tokens_per_wave", lambda _lens: 3)
     apart = lens.effects(task, edits).frame["after"]
     assert (together - apart).abs().max() < 1e-5
     order = torch.randperm(len(edits), generator=torch.Generator().manual_seed(0)).tolist()
@@ -177,7 +193,7 @@ def test_out_of_memory_halves_the_wave_and_goes_on(monkeypatch: pytest.MonkeyPat
     task = toy_task(lens)
     edits = [patch(Site("z", layer, head)) for layer in range(3) for head in range(4)]
     expected = lens.effects(task, edits).frame["after"]
-    real, sizes = engine.sweep, []
+    real, sizes = prepared.sweep, []
 
     def small_device(lens_: Lens, wave: list[Row], *rest: object) -> torch.Tensor:
         if len(wave) > 7:
@@ -185,11 +201,11 @@ def test_out_of_memory_halves_the_wave_and_goes_on(monkeypatch: pytest.MonkeyPat
         sizes.append(len(wave))
         return real(lens_, wave, *rest)  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(engine, "sweep", small_device)
+    monkeypatch.setattr(prepared, "sweep", small_device)
     assert (lens.effects(task, edits).frame["after"] - expected).abs().max() < 1e-5
     assert max(sizes) <= 7
     assert sum(sizes) == len(edits) * len(task)
-    monkeypatch.setattr(engine, "sweep", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError()))
+    monkeypatch.setattr(prepared, "sweep", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError()))
     with pytest.raises(ModelError, match="does not fit in this device's memory"):
         lens.effects(task, edits)
 
@@ -199,7 +215,7 @@ def test_ctrl_c_keeps_what_was_completed(monkeypatch: pytest.MonkeyPatch) -> Non
     task = toy_task(lens)
     edits = [patch(Site("z", layer, head)) for layer in range(3) for head in range(4)]
     expected = lens.effects(task, edits).frame
-    monkeypatch.setattr(engine, "tokens_per_wave", lambda _lens: 40)
+    monkeypatch.setattr(prepared, "tokens_per_wave", lambda _lens: 40)
 
     def stop(_label: str, done: int, _total: int) -> None:
         if done > 25:
@@ -221,13 +237,13 @@ def test_plan_counts_what_the_sweep_does(monkeypatch: pytest.MonkeyPatch) -> Non
     edits = [patch(Site("resid_pre", layer, pos=p)) for layer in range(3) for p in range(9)]
     plan = lens.plan(task, edits)
     seen: list[tuple[int, int]] = []
-    real = engine.sweep
+    real = prepared.sweep
 
     def counted(lens_: Lens, wave: list[Row], *rest: object) -> torch.Tensor:
         seen.extend((row.stop - row.start, 3 - row.entry) for row in wave)
         return real(lens_, wave, *rest)  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(engine, "sweep", counted)
+    monkeypatch.setattr(prepared, "sweep", counted)
     lens.effects(task, edits)
     assert plan.rows == len(seen)
     assert plan.token_layers == sum(n * layers for n, layers in seen)

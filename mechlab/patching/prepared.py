@@ -1,0 +1,137 @@
+"""A task made ready for sweeps: both sides run once, what edits take from them and what the sweep takes from the base kept."""
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mechlab.errors import ModelError
+from mechlab.lens.apply import Source
+from mechlab.lens.reading import Run
+from mechlab.lens.site import KINDS, Site
+from mechlab.patching.packed import Base, Swept, sweep
+from mechlab.patching.plan import tokens_per_wave
+from mechlab.patching.rows import Group, Row, waves
+from mechlab.patching.task import Task
+from mechlab.results.metrics import Metric
+
+if TYPE_CHECKING:
+    from mechlab.lens.lens import Lens
+
+_READS_ANSWERS_ONLY = ("logit_difference", "accuracy")  # the other metrics need the whole vocabulary
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Both sides of a task run once, and everything sweeps over its base side need.
+
+    Attributes:
+        values: side -> ``[n]`` metric.
+        sources: side -> what edits take from it.
+        reference: ``[n, vocab]`` logits of the base side (KL is measured from them).
+    """
+
+    lens: "Lens"
+    task: Task
+    measure: Metric
+    base: Base
+    values: dict[str, Tensor]
+    sources: dict[str, Source]
+    reference: Tensor
+    token_ids: Tensor | None
+
+    def sweeps(
+        self,
+        groups: Sequence[Group],
+        found: Sequence[Row],
+        read: Sequence[Site] = (),
+        more: Mapping[str, Source] = MappingProxyType({}),
+    ) -> Iterator[Swept]:
+        """Sweeps the rows wave by wave, in smaller ones where memory runs out. ``more``: further sources of the edits."""
+        left = deque(waves(found, tokens_per_wave(self.lens)))
+        while left:
+            wave = left.popleft()
+            try:
+                yield sweep(self.lens, wave, groups, self.base, {**self.sources, **more}, self.token_ids, read)
+            except torch.OutOfMemoryError:
+                left.extendleft(reversed(_halved(wave)))
+
+    def measure_into(self, after: Tensor, swept: Swept) -> int:
+        """Writes the rows' metric into ``after [interventions, n]``; returns how many rows."""
+        found = swept.wave.rows
+        prompts = torch.tensor([row.prompt for row in found])
+        compact = _with_ids(self.task, self.token_ids).select(prompts.tolist())
+        after[[row.group for row in found], prompts] = measured(
+            self.measure, compact, swept.logits, self.reference[prompts]
+        )
+        return len(found)
+
+
+def prepare(
+    lens: "Lens",
+    task: Task,
+    groups: Sequence[Group],
+    measure: Metric,
+    base: str,
+    entries: Sequence[int],
+    more: Sequence[Site] = (),
+) -> Prepared:
+    """Runs both sides once. ``entries``: layers at which rows enter; ``more``: further sites to read on the base side."""
+    read: dict[str, set[Site]] = {"clean": set(), "corrupted": set()}
+    read[base].update(more)
+    if entries:
+        read[base].update(Base.sites(entries, lens.model.n_layers))
+    for edit in {edit for group in groups for edit in group}:
+        if edit.source is not None:
+            read[edit.source].add(edit.site.whole)
+    runs: dict[str, Run] = {}
+    for name, tokens in (("clean", task.clean), ("corrupted", task.corrupted)):
+        wanted = sorted(read[name], key=lambda at: at.sort_key)
+        runs[name] = lens.run(tokens, read=wanted, logits="last")
+    reference = last_logits(runs[base])
+    narrow = measure.key in _READS_ANSWERS_ONLY and not any(e.site.kind == "logits" for g in groups for e in g)
+    return Prepared(
+        lens,
+        task,
+        measure,
+        Base.of(runs[base]),
+        {name: measured(measure, task, last_logits(run), reference) for name, run in runs.items()},
+        {name: Source(run.tokens, _activations(run)) for name, run in runs.items()},
+        reference,
+        torch.cat([task.answers, task.foils.flatten()]).unique() if narrow else None,
+    )
+
+
+def _halved(wave: list[Row]) -> list[list[Row]]:
+    """Out of memory: the same rows in two smaller waves."""
+    if len(wave) == 1:
+        raise ModelError(
+            f"One prompt of {wave[0].stop} tokens does not fit in this device's memory: use shorter prompts, a smaller model or dtype."
+        )
+    return [wave[: len(wave) // 2], wave[len(wave) // 2 :]]
+
+
+def _with_ids(task: Task, token_ids: Tensor | None) -> Task:
+    """The task with answers and foils as places among ``token_ids``."""
+    if token_ids is None:
+        return task
+    answers, foils = (torch.searchsorted(token_ids, ids.contiguous()) for ids in (task.answers, task.foils))
+    return Task(task.name, task.clean, task.corrupted, answers, foils, task.groups)
+
+
+def _activations(run: Run) -> dict[tuple[str, int | None], Tensor]:
+    by_query = (run[at].transpose(1, 2) if KINDS[at.kind].axes[-1] == "key" else run[at] for at in run.activations)
+    return {(at.kind, at.layer): activation for at, activation in zip(run.activations, by_query, strict=True)}
+
+
+def last_logits(run: Run) -> Tensor:
+    assert run.last_logits is not None
+    return run.last_logits
+
+
+def measured(measure: Metric, task: Task, logits: Tensor, reference: Tensor) -> Tensor:
+    return measure(logits.cpu(), task.answers, task.foils, reference.cpu()).double()
