@@ -182,7 +182,7 @@ class Lens:
 
     def path_effects(
         self,
-        task: "Task",
+        task: Task,
         senders: Sequence[str | Site],
         receivers: Sequence[str | Site] = (),
         metric: str = "logit_difference",
@@ -190,7 +190,7 @@ class Lens:
         base: Literal["clean", "corrupted"] = "clean",
         freeze_mlps: bool = False,
         progress: Callable[[str, int, int], None] | None = None,
-    ) -> "Effects":
+    ) -> Effects:
         """Path patching: each sender's effect through the receivers only (none: the logits); see ``mechlab.patching.paths``."""
         from mechlab.patching.paths import path_effects
 

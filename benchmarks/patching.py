@@ -1,0 +1,234 @@
+"""Exact activation patching: TransformerLens's patching utilities against the packed sweep, side by side in one process.
+
+Both get the same model, prompts, interventions and metric. TransformerLens runs one forward pass per intervention, whatever the
+intervention, so it is timed on a stratified sample and scaled to the grid (the sample is stated). The sweep is always timed on the whole
+grid, base runs included. The two alternate; times are medians over rounds, CPU time of the process beside wall time.
+
+    python benchmarks/patching.py [--rounds 5] [--quick] [--out benchmarks/results/patching.md]
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+warnings.simplefilter("ignore")
+
+import pandas as pd  # noqa: E402
+import torch  # noqa: E402
+from transformer_lens import patching as reference  # noqa: E402
+
+from circuits.tasks.ioi import ioi  # noqa: E402
+from mechlab.lens.edit import Edit, patch  # noqa: E402
+from mechlab.lens.lens import Lens  # noqa: E402
+from mechlab.lens.site import Site  # noqa: E402
+from mechlab.models import load  # noqa: E402
+from mechlab.patching.plan import matmul_speed  # noqa: E402
+from mechlab.patching.task import Task  # noqa: E402
+from mechlab.results.metrics import logit_difference  # noqa: E402
+from mechlab.results.provenance import cpu_name  # noqa: E402
+
+SAMPLE = 6  # interventions on which TransformerLens is timed in each round
+LONG = 30.0  # seconds: a grid that takes longer is timed once
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One row of the benchmark: interventions, and TransformerLens's way of making one of them."""
+
+    name: str
+    columns: tuple[str, ...]
+    activation: str
+    setter: Callable[..., object]
+    edit: Callable[..., Edit]
+
+
+GRIDS = {
+    "a": Grid(
+        "residual stream, layer x position",
+        ("layer", "pos"),
+        "resid_pre",
+        reference.layer_pos_patch_setter,
+        lambda layer, pos: patch(Site("resid_pre", layer, pos=pos)),
+    ),
+    "b": Grid(
+        "heads, layer x head",
+        ("layer", "head_index"),
+        "z",
+        reference.layer_head_vector_patch_setter,
+        lambda layer, head: patch(Site("z", layer, head)),
+    ),
+    "c": Grid(
+        "heads x positions",
+        ("layer", "pos", "head_index"),
+        "z",
+        reference.layer_pos_head_vector_patch_setter,
+        lambda layer, pos, head: patch(Site("z", layer, head, pos)),
+    ),
+    "d": Grid(
+        "MLP outputs, layer x position",
+        ("layer", "pos"),
+        "mlp_out",
+        reference.layer_pos_patch_setter,
+        lambda layer, pos: patch(Site("mlp_out", layer, pos=pos)),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of CPU and of wall time."""
+
+    cpu: float
+    wall: float
+
+
+def timed(work: Callable[[], object]) -> Times:
+    cpu, wall = time.process_time(), time.perf_counter()
+    work()
+    return Times(time.process_time() - cpu, time.perf_counter() - wall)
+
+
+def median(times: Sequence[Times]) -> Times:
+    return Times(statistics.median(t.cpu for t in times), statistics.median(t.wall for t in times))
+
+
+def places(grid: Grid, lens: Lens, n_positions: int) -> list[tuple[int, ...]]:
+    sizes = {"layer": lens.model.n_layers, "pos": n_positions, "head_index": lens.model.n_heads}
+    return [tuple(at) for at in torch.cartesian_prod(*(torch.arange(sizes[c]) for c in grid.columns)).tolist()]
+
+
+def equal_length_pairs(lens: Lens, n: int) -> Task:
+    """IOI pairs of one token length (TransformerLens patches by index), roles exchanged so that the pair differs early."""
+    task = ioi(lens, 40 * n, seed=0, corruption="abc")
+    length = max(set(task.clean.lengths), key=task.clean.lengths.count)
+    rows = [i for i, own in enumerate(task.clean.lengths) if own == length][:n]
+    assert len(rows) == n, f"only {len(rows)} prompts of {length} tokens"
+    return task.select(rows)
+
+
+def long_prompt(lens: Lens, *, early: bool, n_tokens: int = 128) -> Task:
+    """One pair of 128 tokens that differ at the names: near the start (the names come first) or only at the end."""
+    pair = equal_length_pairs(lens, 1)
+    filler = lens.tokens(
+        " The weather was fine and the streets were quiet, as they often are at that time of the year." * 12
+    ).ids[0]
+    sides = []
+    for side in (pair.clean, pair.corrupted):
+        ids = side.ids[0]
+        body = filler[: n_tokens - len(ids)]
+        cut = len(ids) // 2
+        sides.append(
+            lens.tokens([(torch.cat([ids[:cut], body, ids[cut:]]) if early else torch.cat([body, ids])).tolist()])
+        )
+    return Task("ioi, 128 tokens", *sides, pair.answers, pair.foils)
+
+
+def compare(lens: Lens, bridge: object, key: str, task: Task, rounds: int, peak: float) -> dict[str, object]:
+    grid = GRIDS[key]
+    where = places(grid, lens, task.clean.lengths[0])
+    edits = [grid.edit(*at) for at in where]
+    sample = pd.DataFrame(
+        [where[i * len(where) // SAMPLE + len(where) // (2 * SAMPLE)] for i in range(SAMPLE)],
+        columns=list(grid.columns),
+    )
+    _, cache = bridge.run_with_cache(task.clean.ids, names_filter=lambda name: grid.activation in name)  # pyright: ignore
+    measure = lambda logits: logit_difference(logits[:, -1], task.answers, task.foils).mean()  # noqa: E731
+
+    def theirs() -> torch.Tensor:
+        with torch.no_grad():
+            return reference.generic_activation_patch(
+                bridge,
+                task.corrupted.ids,
+                cache,
+                measure,
+                grid.setter,
+                grid.activation,
+                index_df=sample,  # pyright: ignore
+            )
+
+    ours_values: list[float] = []
+
+    def ours() -> None:
+        ours_values[:] = lens.effects(task, edits).points()["after"].tolist()
+
+    values = theirs()
+    ours_times, theirs_times = [], []
+    for round_ in range(rounds):
+        theirs_times.append(timed(theirs))
+        ours_times.append(timed(ours))
+        if ours_times[0].wall > LONG:
+            break
+        print(f"  {key} x {len(task)}: round {round_ + 1}/{rounds}", flush=True)
+    at = [where.index(tuple(row)) for row in sample.itertuples(index=False)]
+    difference = max(abs(float(values[i]) - ours_values[j]) for i, j in enumerate(at))
+    slow, fast, scale = median(theirs_times), median(ours_times), len(where) / SAMPLE
+    plan = lens.plan(task, edits)
+    return {
+        "grid": f"({key}) {grid.name}",
+        "pairs": len(task),
+        "tokens": task.clean.lengths[0],
+        "interventions": len(where),
+        "TransformerLens CPU s": slow.cpu * scale,
+        "mechlab CPU s": fast.cpu,
+        "ratio CPU": slow.cpu * scale / fast.cpu,
+        "TransformerLens wall s": slow.wall * scale,
+        "mechlab wall s": fast.wall,
+        "ratio wall": slow.wall * scale / fast.wall,
+        "FLOP ratio": plan.full_flops / plan.flops,
+        "GFLOP/s": plan.flops / fast.wall / 1e9,
+        "of matmul peak": plan.flops / fast.wall / 1e9 / peak,
+        "max abs difference": difference,
+        "rounds": len(ours_times),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="one pair only, no long prompt")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "patching.md")
+    arguments = parser.parse_args()
+    lens = Lens(load())
+    bridge = lens.bridge()
+    peak = statistics.median(matmul_speed(lens, 1.0) for _ in range(5))
+    cases = [(key, equal_length_pairs(lens, 1)) for key in "abcd"]
+    if not arguments.quick:
+        cases += [(key, equal_length_pairs(lens, n)) for n, keys in ((8, "abc"), (64, "a")) for key in keys]
+        cases += [("a", long_prompt(lens, early=True)), ("a", long_prompt(lens, early=False))]
+    rows = []
+    for key, task in cases:
+        rows.append(compare(lens, bridge, key, task, arguments.rounds, peak))
+        write(arguments.out, pd.DataFrame(rows), lens, peak)
+    print(arguments.out.read_text())
+
+
+def write(path: Path, frame: pd.DataFrame, lens: Lens, peak: float) -> None:
+    shown = frame.copy()
+    for column in shown:
+        if shown[column].dtype == "float64":
+            shown[column] = [
+                f"{value:.1e}" if column == "max abs difference" else f"{value:.3g}" for value in shown[column]
+            ]
+    header = (
+        f"# Exact activation patching\n\n`make bench-patching`: {lens.model.name}, {lens.model.dtype}, "
+        f"{torch.get_num_threads()} threads of {cpu_name()} ({platform.machine()}), torch {torch.__version__}; measured matmul peak "
+        f"{peak:.0f} GFLOP/s. TransformerLens is timed on {SAMPLE} interventions of each grid per round and scaled; mechlab on the whole "
+        f"grid, base runs included. Medians over the rounds stated; a grid over {LONG:.0f} s is timed once. FLOP ratio: one whole pass per "
+        "intervention over what the sweep computes. The difference is between the mean logit differences of both, on the sampled "
+        "interventions.\n\n"
+    )
+    lines = ["| " + " | ".join(shown.columns) + " |", "|" + "---|" * len(shown.columns)]
+    lines += ["| " + " | ".join(str(value) for value in row) + " |" for row in shown.itertuples(index=False)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(header + "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
