@@ -62,24 +62,28 @@ CLASSES = (
     ),
     HeadClass(
         "s_inhibition",
-        "S-inhibition",
+        "S-inhibition heads",
         "END",
         "S2",
         "patched",
         1,
         "tell the end, from the subject's second mention, what not to answer",
     ),
-    HeadClass("induction", "Induction", "S2", "S1+1", "patched", 1, "find what followed the subject's first mention"),
+    HeadClass(
+        "induction", "Induction heads", "S2", "S1+1", "patched", 1, "find what followed the subject's first mention"
+    ),
     HeadClass(
         "duplicate_token",
-        "Duplicate token",
+        "Duplicate-token heads",
         "S2",
         "S1",
         "patched",
         1,
         "find the subject's first mention from its second",
     ),
-    HeadClass("previous_token", "Previous token", "S1+1", "S1", "patched", 1, "copy the subject to the token after it"),
+    HeadClass(
+        "previous_token", "Previous-token heads", "S1+1", "S1", "patched", 1, "copy the subject to the token after it"
+    ),
 )
 
 

@@ -76,9 +76,11 @@ def _residual(evidence: Evidence, name: str, statement: str) -> Finding:
 
 def _of_class(evidence: Evidence, of_class: HeadClass) -> Finding:
     heads = evidence.discovery.sets[of_class.name]
-    who = _named(heads) if heads else "no head qualifies"
     does = "restores" if of_class.sign > 0 else "works against"
-    statement = f"{of_class.title} ({who}) {of_class.job}: patching them together {does} the answer."
+    if heads:
+        statement = f"{of_class.title} ({_named(heads)}) {of_class.job}: patching them together {does} the answer."
+    else:
+        statement = f"{of_class.title} {of_class.job}. No head qualifies here, so there is nothing to patch."
     return _heads(evidence, of_class.name, statement, ABOVE_ZERO if of_class.sign > 0 else BELOW_ZERO)
 
 

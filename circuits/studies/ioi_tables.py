@@ -32,13 +32,14 @@ def tables_and_figures(lens: Lens, evidence: Evidence) -> tuple[list[Table], lis
 def summary(lens: Lens, evidence: Evidence) -> str:
     """What was asked, on what."""
     task, held_out = evidence.discovery.task, evidence.evaluation
-    example = "".join(held_out.clean.pieces[0])
+    ids = held_out.clean.ids[0, : held_out.clean.lengths[0]].tolist()
+    example = str(lens.model.tokenizer.decode(ids))
     answer = lens.model.tokenizer.decode([int(held_out.answers[0])])
     return (
         "Two names appear, one of them again; the model should answer with the other one, the indirect object. Example: "
         f"“{example}” → “{str(answer).strip()}”. Heads were chosen on {len(task)} prompt pairs and tested on {len(held_out)} "
-        "others, with other templates and other names. Patching copies activations from the clean run into a corrupted one "
-        f"({task.name}); 0 restores nothing, the clean minus the corrupted logit difference everything. "
+        "others, with other templates and other names. Patching copies activations from the clean run into a corrupted one, "
+        f"{task.name}; 0 restores nothing, the clean minus the corrupted logit difference everything. "
         "Every claim was written down, with its rule, before the run."
     )
 

@@ -45,7 +45,7 @@ def test_interrupted_in_the_middle(tmp_path: Path):
     with start("run", "ioi", "--out", str(tmp_path / "runs"), "--json") as running:
         assert running.stderr and running.stdout
         for line in running.stderr:
-            if line.startswith("heads: "):
+            if line.startswith(("behaviour: ", "heads: ")):  # steps of the study itself
                 break
         running.send_signal(signal.SIGINT)
         rest, out = running.stderr.read(), running.stdout.read()

@@ -74,7 +74,7 @@ def test_classes_without_heads_are_inconclusive_and_say_so(evidence: Evidence) -
     changes = {name: change for name, change in evidence.changes.items() if name != "induction"}
     found = {f.key: f for f in ioi_claims.findings(dataclasses.replace(evidence, discovery=bare, changes=changes))}
     assert found["induction"].verdict == "inconclusive"
-    assert "no head qualifies" in found["induction"].statement
+    assert "No head qualifies" in found["induction"].statement
 
 
 def test_a_random_model_shows_no_circuit(evidence: Evidence) -> None:

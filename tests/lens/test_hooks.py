@@ -89,7 +89,7 @@ def test_after_a_bad_edit(lens, edits, long):
 )
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_after_an_exception_in_the_middle(lens, kind, error, long, monkeypatch):
-    def broken(*_args):
+    def broken(*_args, **_options):
         raise error
 
     monkeypatch.setattr(hooks, "apply", broken)

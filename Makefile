@@ -1,0 +1,60 @@
+# make demo    install, obtain the default model, run the first study
+# make test    install with the developers' tools, then run the tests
+# make bench-patching   exact patching beside TransformerLens; writes benchmarks/results/patching.md
+# make check   format, lint, types, and which package imports which
+# PYTHON=... chooses the interpreter that the environment is made with.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
+# Spinning OpenMP threads make shared cores 10-20 times slower.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: demo setup test check bench-patching constraints clean
+
+demo: $(VENV)/.installed
+	$(BIN)/mechlab demo
+
+setup: $(VENV)/.installed-dev
+
+# Two processes of one thread each are faster on two cores than one process of two threads.
+test: setup
+	$(BIN)/python -c "from mechlab.models import default_model_folder; default_model_folder(print)"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+check: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/basedpyright
+	$(BIN)/python -m pytest -q tests/test_imports.py
+
+bench-patching: setup
+	$(BIN)/python benchmarks/patching.py
+
+# Two stamps: what `make demo` needs, and the developers' tools on top of it.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("mechlab needs Python 3.11 or newer, and $(PYTHON) is %d.%d: run make PYTHON=/path/to/a/newer/python." % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(INSTALL) --quiet --editable '.[dev]'
+	@touch $@
+
+# Newest versions that fit pyproject.toml, with the extras that must agree with it. Then run make test, and commit if it passes.
+AGREEING := 'sae-lens>=6.54,<6.55' 'streamlit>=1.67,<2'
+NEWEST := build/constraints
+constraints:
+	rm -rf $(NEWEST)
+	$(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --editable '.[dev]' $(AGREEING)
+	sed -n '/^#/p' constraints.txt > $(NEWEST)/pins
+	$(NEWEST)/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' >> $(NEWEST)/pins
+	mv $(NEWEST)/pins constraints.txt
+	rm -rf $(NEWEST)
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
