@@ -117,18 +117,29 @@ def _classes(evidence: Evidence) -> Pair:
     return Table("classes", title, frame, note), FigureItem("classes", title, figure, "classes", note)
 
 
+_TITLES = {of_class.name: of_class.title for of_class in CLASSES} | {
+    "top_heads": "Strongest heads",
+    "resid_s2": "Residual at S2",
+    "resid_end": "Residual at END",
+    "resid_s2_elsewhere": "Residual at S1+1, early",
+    "resid_end_elsewhere": "Residual at S1+1, late",
+}
+
+
 def _claims(evidence: Evidence) -> Pair:
     rows = []
     for name, change in evidence.changes.items():
         found = bootstrap_mean(change)
-        rows.append((name, "chosen", found.estimate, found.low, found.high))
+        rows.append((_TITLES[name], "chosen", found.estimate, found.low, found.high))
         if name in evidence.random_changes:
             means = evidence.random_changes[name].mean(axis=1)
-            rows.append((name, "random heads, same layers", means.mean(), means.min(), means.max()))
+            rows.append((_TITLES[name], "random, same layers", means.mean(), means.min(), means.max()))
     frame = pd.DataFrame(rows, columns=["claim", "heads", "restored", "low", "high"])
-    frame["label"] = frame["claim"] + np.where(frame["heads"] == "chosen", "", " (random)")
+    frame["label"] = np.where(frame["heads"] == "chosen", frame["claim"], "… random instead")
     title = "Logit difference restored on held-out prompts"
-    figure = bars_with_intervals(frame, "label", "restored", "low", "high", title="", y_title="logits")
+    figure = bars_with_intervals(
+        frame, "label", "restored", "low", "high", title="", x_title="patched together", y_title="logits"
+    )
     note = (
         "Chosen sites patched together, with 95 % intervals over prompts; beside each, random heads of the same layers "
         "(mean and range of draws)."
@@ -157,7 +168,7 @@ def _patterns(lens: Lens, evidence: Evidence) -> list[Pair]:
             [(q, k, float(matrix[q, k])) for q in range(len(matrix)) for k in range(q + 1)],
             columns=["query", "key", "attention"],
         )
-        title = f"Attention of L{layer}H{head} ({of_class.title.lower()})"
+        title = f"{of_class.title}: attention of L{layer}H{head}"
         note = f"First held-out prompt. The class attends from {of_class.query} to {of_class.key}."
         figure = pattern(tokens.pieces[0], matrix, "")
         pairs.append((Table(key, title, frame, note), FigureItem(key, title, figure, key, note)))

@@ -120,6 +120,7 @@ def skipped(layout: Layout, below: int, resid_pre: Tensor) -> Generator[None]:
 def packed(
     layout: Layout,
     first: int,
+    last: int,
     join: Callable[[int, Tensor | None], tuple[Tensor, Tensor]],
     attend: Packed,
     ends: Tensor,
@@ -128,23 +129,23 @@ def packed(
     """Lets one forward pass over a dummy prompt carry packed rows instead (see ``mechlab.patching.packed``).
 
     Args:
-        first: the first layer that is computed.
+        first, last: the layers that are computed; the others pass on what they get.
         join: ``(layer, hidden [1, n, d_model] or None at the first)`` -> hidden with the rows that enter, and every token's position.
         attend: attention over the packed tokens.
         ends: ``[rows]`` places of the rows' last tokens: only they are normed and unembedded.
         token_ids: unembed only into these tokens; None for the whole vocabulary.
     """
     with ExitStack() as stack:
-        for block in layout.blocks[:first]:
+        for block in (*layout.blocks[:first], *layout.blocks[last + 1 :]):
             stack.callback(block.block.__dict__.pop, "forward", None)
             block.block.__dict__["forward"] = _same
-        for layer, block in enumerate(layout.blocks[first:], start=first):
+        for layer, block in enumerate(layout.blocks[first : last + 1], start=first):
             hook = partial(_join, join, layer, layer == first)
             stack.callback(block.block.register_forward_pre_hook(hook, with_kwargs=True).remove)
             attach_packed(block.attn, partial(attend, layer))
             stack.callback(detach, block.attn)
-        last = layout.final_norm.register_forward_pre_hook(lambda _m, args: (args[0][:, ends], *args[1:]))
-        stack.callback(last.remove)
+        at_top = layout.final_norm.register_forward_pre_hook(lambda _m, args: (args[0][:, ends], *args[1:]))
+        stack.callback(at_top.remove)
         if token_ids is not None:
             stack.callback(layout.unembed.__dict__.pop, "forward", None)
             layout.unembed.__dict__["forward"] = partial(_unembed, layout.unembed, token_ids)

@@ -188,6 +188,15 @@ class Swept:
     wave: Wave
     activations: Mapping[Site, Tensor]
 
+    def scatter(self, at: Site, packed_values: Tensor, sources: Mapping[int, Source]) -> None:
+        """Writes each row's activations at a site into its group's source, at its prompt and positions."""
+        assert at.layer is not None
+        for i, row in enumerate(self.wave.rows[: self.wave.joined(at.layer)]):
+            into = sources[row.group].activations[at.kind, at.layer]
+            into[row.prompt, row.start : row.stop] = packed_values[
+                int(self.wave.offsets[i]) : int(self.wave.offsets[i + 1])
+            ]
+
 
 @torch.no_grad()
 def sweep(
@@ -198,10 +207,13 @@ def sweep(
     sources: Mapping[str, Source],
     token_ids: Tensor | None,
     read: Sequence[Site] = (),
+    last: int | None = None,
 ) -> Swept:
     """Computes the rows; their logits are of ``token_ids``, or of the whole vocabulary without them.
 
-    ``read``: whole sites (no scores or patterns) whose activations are kept too.
+    Args:
+        read: whole sites (no scores or patterns) whose activations are kept too.
+        last: the last layer to compute, where only what is read matters; None for all.
     """
     wave = Wave(rows, groups, base.tokens, sources)
     device = lens.model.device
@@ -225,11 +237,12 @@ def sweep(
             output[0, bucket.index] = plain(q, k, v, _mask(mask, bucket, query.device), inside)
         return output
 
+    top = lens.model.n_layers - 1 if last is None else last
     width = max(row.stop for row in rows)
     # Some families (GPT-2) give their output the dummy prompt's shape: a whole number of widths fits it.
     ends = torch.nn.functional.pad(wave.ends, (0, -len(rows) % width), value=int(wave.ends[-1])).to(device)
     with (
-        packed(lens.layout, min(row.entry for row in rows), join, attend, ends, token_ids),
+        packed(lens.layout, min(row.entry for row in rows), top, join, attend, ends, token_ids),
         installed(lens.layout, lens.model.hf, [tap for tap in taps if tap.kind not in (*_BY_HEAD, "logits")]),
     ):
         dummy = torch.zeros(1, width, dtype=torch.long, device=device)

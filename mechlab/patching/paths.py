@@ -19,7 +19,6 @@ from mechlab.lens.apply import Source
 from mechlab.lens.edit import Edit, patch
 from mechlab.lens.site import Site
 from mechlab.patching.effects import check_edits, effects_table
-from mechlab.patching.packed import Swept
 from mechlab.patching.prepared import Prepared, prepare
 from mechlab.patching.rows import Group, rows
 from mechlab.patching.task import Task
@@ -80,7 +79,7 @@ def path_effects(
         chosen = range(start, min(start + steps.step, len(groups)))
         first = [row for row in found if row.group in chosen]
         if receivers:
-            recorded = _recorded(ready, groups, [row.group for row in first], wholes, base, first)
+            recorded = ready.recorded(groups, first, wholes, base)
             _received(ready, task, senders, receivers, recorded, after, base)
         else:
             for swept in ready.sweeps(groups, first):
@@ -111,28 +110,6 @@ def _frozen(sender: Site, n_layers: int, base: str, freeze_mlps: bool) -> list[E
         first = layer if sender.kind in ("z", "attn_out") else layer + 1
         held += [patch(Site("mlp_out", above), source=base) for above in range(first, n_layers)]
     return held
-
-
-def _recorded(
-    ready: Prepared, groups: Sequence[Group], senders: Sequence[int], wholes: Sequence[Site], base: str, first: Sequence
-) -> dict[int, Source]:
-    """Sender -> what reaches the receivers' sites under it: the base run's activations where nothing changes."""
-    kept = ready.sources[base].activations
-    found = {
-        sender: Source(ready.base.tokens, {(at.kind, at.layer): kept[at.kind, at.layer].clone() for at in wholes})
-        for sender in dict.fromkeys(senders)
-    }
-    for swept in ready.sweeps(groups, first, wholes):
-        _scatter(swept, found)
-    return found
-
-
-def _scatter(swept: Swept, found: dict[int, Source]) -> None:
-    wave = swept.wave
-    for at, packed_values in swept.activations.items():
-        for i, row in enumerate(wave.rows[: wave.joined(_layer(at))]):
-            into: Tensor = found[row.group].activations[at.kind, at.layer]
-            into[row.prompt, row.start : row.stop] = packed_values[int(wave.offsets[i]) : int(wave.offsets[i + 1])]
 
 
 def _received(

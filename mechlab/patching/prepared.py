@@ -50,15 +50,39 @@ class Prepared:
         found: Sequence[Row],
         read: Sequence[Site] = (),
         more: Mapping[str, Source] = MappingProxyType({}),
+        last: int | None = None,
     ) -> Iterator[Swept]:
-        """Sweeps the rows wave by wave, in smaller ones where memory runs out. ``more``: further sources of the edits."""
+        """Sweeps the rows wave by wave, in smaller ones where memory runs out.
+
+        ``more``: further sources of the edits; ``read`` and ``last``: as ``sweep`` has them.
+        """
         left = deque(waves(found, tokens_per_wave(self.lens)))
         while left:
             wave = left.popleft()
             try:
-                yield sweep(self.lens, wave, groups, self.base, {**self.sources, **more}, self.token_ids, read)
+                yield sweep(self.lens, wave, groups, self.base, {**self.sources, **more}, self.token_ids, read, last)
             except torch.OutOfMemoryError:
                 left.extendleft(reversed(_halved(wave)))
+
+    def recorded(
+        self,
+        groups: Sequence[Group],
+        found: Sequence[Row],
+        wholes: Sequence[Site],
+        side: str,
+        more: Mapping[str, Source] = MappingProxyType({}),
+        last: int | None = None,
+    ) -> dict[int, Source]:
+        """Group -> its activations at ``wholes``, as a source for further edits; where nothing changes, those of the base ``side``."""
+        kept = self.sources[side].activations
+        sources = {
+            group: Source(self.base.tokens, {(at.kind, at.layer): kept[at.kind, at.layer].clone() for at in wholes})
+            for group in dict.fromkeys(row.group for row in found)
+        }
+        for swept in self.sweeps(groups, found, wholes, more, last):
+            for at, values in swept.activations.items():
+                swept.scatter(at, values, sources)
+        return sources
 
     def measure_into(self, after: Tensor, swept: Swept) -> int:
         """Writes the rows' metric into ``after [interventions, n]``; returns how many rows."""
