@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -105,12 +106,15 @@ def places(grid: Grid, lens: Lens, n_positions: int) -> list[tuple[int, ...]]:
 
 
 def equal_length_pairs(lens: Lens, n: int) -> Task:
-    """IOI pairs of one token length (TransformerLens patches by index), roles exchanged so that the pair differs early."""
-    task = ioi(lens, 40 * n, seed=0, corruption="abc")
+    """IOI pairs of one token length (TransformerLens patches by index), the two names exchanged everywhere in the corrupted prompt."""
+    task = ioi(lens, 60 * n, seed=0)
     length = max(set(task.clean.lengths), key=task.clean.lengths.count)
     rows = [i for i, own in enumerate(task.clean.lengths) if own == length][:n]
     assert len(rows) == n, f"only {len(rows)} prompts of {length} tokens"
-    return task.select(rows)
+    task = task.select(rows)
+    ids, io, subject = task.clean.ids, task.answers[:, None], task.foils[:, None]
+    exchanged = torch.where(ids == io, subject, torch.where(ids == subject, io, ids))
+    return Task("ioi, names exchanged", task.clean, lens.tokens(exchanged.tolist()), task.answers, task.foils)
 
 
 def long_prompt(lens: Lens, *, early: bool, n_tokens: int = 128) -> Task:
@@ -128,6 +132,70 @@ def long_prompt(lens: Lens, *, early: bool, n_tokens: int = 128) -> Task:
             lens.tokens([(torch.cat([ids[:cut], body, ids[cut:]]) if early else torch.cat([body, ids])).tolist()])
         )
     return Task("ioi, 128 tokens", *sides, pair.answers, pair.foils)
+
+
+def path_grid(lens: Lens, bridge: object, task: Task, rounds: int) -> dict[str, object]:
+    """(e) path patching from every head to the logits: later heads frozen at the clean run, MLPs computed again."""
+    senders = [Site("z", layer, head) for layer in range(lens.model.n_layers) for head in range(lens.model.n_heads)]
+    sample = [senders[i * len(senders) // SAMPLE + len(senders) // (2 * SAMPLE)] for i in range(SAMPLE)]
+    keep = lambda name: name.endswith("hook_z")  # noqa: E731
+    (_, clean), (_, corrupted) = (
+        bridge.run_with_cache(side.ids, names_filter=keep) for side in (task.clean, task.corrupted)
+    )  # pyright: ignore
+
+    def one(sender: Site) -> float:
+        def send(z: torch.Tensor, hook: object) -> torch.Tensor:  # noqa: ARG001
+            z = z.clone()
+            z[:, :, sender.index] = corrupted[sender.hook_name][:, :, sender.index]
+            return z
+
+        def freeze(name: str, z: torch.Tensor, hook: object) -> torch.Tensor:  # noqa: ARG001
+            return clean[name]
+
+        above = [Site("z", layer).hook_name for layer in range((sender.layer or 0) + 1, lens.model.n_layers)]
+        hooks = [(sender.hook_name, send), *((name, partial(freeze, name)) for name in above)]
+        with torch.no_grad():
+            logits = bridge.run_with_hooks(task.clean.ids, fwd_hooks=hooks)  # pyright: ignore
+        return float(logit_difference(logits[:, -1], task.answers, task.foils).mean())
+
+    values: list[float] = []
+    ours_values: list[float] = []
+    theirs_times, ours_times = [], []
+    for _ in range(rounds):
+        theirs_times.append(timed(lambda: values.__setitem__(slice(None), [one(sender) for sender in sample])))
+        ours_times.append(
+            timed(
+                lambda: ours_values.__setitem__(
+                    slice(None), lens.path_effects(task, senders).points()["after"].tolist()
+                )
+            )
+        )
+    difference = max(
+        abs(value - ours_values[senders.index(sender)]) for value, sender in zip(values, sample, strict=True)
+    )
+    row = times_row(theirs_times, ours_times, len(senders) / SAMPLE)
+    names = {"grid": "(e) paths, every head -> logits", "pairs": len(task), "tokens": task.clean.lengths[0]}
+    unknown = {"FLOP ratio": float("nan"), "GFLOP/s": float("nan"), "of matmul peak": float("nan")}
+    return {
+        **names,
+        "interventions": len(senders),
+        **row,
+        **unknown,
+        "max abs difference": difference,
+        "rounds": rounds,
+    }
+
+
+def times_row(theirs: Sequence[Times], ours: Sequence[Times], scale: float) -> dict[str, float]:
+    slow, fast = median(theirs), median(ours)
+    return {
+        "TransformerLens CPU s": slow.cpu * scale,
+        "mechlab CPU s": fast.cpu,
+        "ratio CPU": slow.cpu * scale / fast.cpu,
+        "TransformerLens wall s": slow.wall * scale,
+        "mechlab wall s": fast.wall,
+        "ratio wall": slow.wall * scale / fast.wall,
+    }
 
 
 def compare(lens: Lens, bridge: object, key: str, task: Task, rounds: int, peak: float) -> dict[str, object]:
@@ -168,19 +236,13 @@ def compare(lens: Lens, bridge: object, key: str, task: Task, rounds: int, peak:
         print(f"  {key} x {len(task)}: round {round_ + 1}/{rounds}", flush=True)
     at = [where.index(tuple(row)) for row in sample.itertuples(index=False)]
     difference = max(abs(float(values[i]) - ours_values[j]) for i, j in enumerate(at))
-    slow, fast, scale = median(theirs_times), median(ours_times), len(where) / SAMPLE
-    plan = lens.plan(task, edits)
+    plan, fast = lens.plan(task, edits), median(ours_times)
     return {
         "grid": f"({key}) {grid.name}",
         "pairs": len(task),
         "tokens": task.clean.lengths[0],
         "interventions": len(where),
-        "TransformerLens CPU s": slow.cpu * scale,
-        "mechlab CPU s": fast.cpu,
-        "ratio CPU": slow.cpu * scale / fast.cpu,
-        "TransformerLens wall s": slow.wall * scale,
-        "mechlab wall s": fast.wall,
-        "ratio wall": slow.wall * scale / fast.wall,
+        **times_row(theirs_times, ours_times, len(where) / SAMPLE),
         "FLOP ratio": plan.full_flops / plan.flops,
         "GFLOP/s": plan.flops / fast.wall / 1e9,
         "of matmul peak": plan.flops / fast.wall / 1e9 / peak,
@@ -195,14 +257,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one pair only, no long prompt")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "patching.md")
     arguments = parser.parse_args()
-    lens = Lens(load())
+    lens = Lens(load(), prepend_bos=True)
     bridge = lens.bridge()
     peak = statistics.median(matmul_speed(lens, 1.0) for _ in range(5))
     cases = [(key, equal_length_pairs(lens, 1)) for key in "abcd"]
     if not arguments.quick:
         cases += [(key, equal_length_pairs(lens, n)) for n, keys in ((8, "abc"), (64, "a")) for key in keys]
         cases += [("a", long_prompt(lens, early=True)), ("a", long_prompt(lens, early=False))]
-    rows = []
+    rows = [path_grid(lens, bridge, equal_length_pairs(lens, 1), arguments.rounds)]
     for key, task in cases:
         rows.append(compare(lens, bridge, key, task, arguments.rounds, peak))
         write(arguments.out, pd.DataFrame(rows), lens, peak)

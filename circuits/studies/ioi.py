@@ -52,6 +52,7 @@ class Settings(BaseModel):
     per_class: int = Field(3, ge=1, description="candidates of a head class")
     min_attention: float = Field(0.2, ge=0, le=1, description="attention a class candidate must give, on average")
     draws: int = Field(10, ge=2, description="random head sets per claim")
+    exhaustive: bool = Field(False, description="one whole forward pass per intervention: the slow proof")
     seed: int = Field(0, description="of prompts, draws, intervals and the twin")
 
 
@@ -100,9 +101,9 @@ def gather(lens: Lens, twin: Lens, settings: Settings, progress: Progress) -> Ev
         if heads
     }
     drawn = [_edits(name, heads) for name, sets in random_sets.items() for heads in sets]
-    changes = _changes(lens, evaluation, [*chosen.values(), *drawn], progress, "evaluation")
-    shuffled = _changes(lens, shuffled_task, list(chosen.values()), progress, "shuffled answers")
-    twin_changes = _changes(twin, evaluation, list(in_twin_chosen.values()), progress, "evaluation (twin)")
+    changes = _changes(lens, evaluation, [*chosen.values(), *drawn], settings, progress, "evaluation")
+    shuffled = _changes(lens, shuffled_task, list(chosen.values()), settings, progress, "shuffled answers")
+    twin_changes = _changes(twin, evaluation, list(in_twin_chosen.values()), settings, progress, "evaluation (twin)")
     direct = {
         "model": direct_logit(lens, evaluation),
         "twin": direct_logit(twin, evaluation),
@@ -162,12 +163,14 @@ def _discover(lens: Lens, settings: Settings, progress: Progress, who: str, *, r
     by_head = lens.effects(
         task,
         [patch(Site("z", layer, head)) for layer in layers for head in heads],
+        exhaustive=settings.exhaustive,
         progress=_named(progress, f"heads{who}"),
     )
     by_residual = (
         lens.effects(
             task,
             [patch(Site("resid_pre", layer, pos=label)) for layer in layers for label in LABELS],
+            exhaustive=settings.exhaustive,
             progress=_named(progress, f"residual stream{who}"),
         )
         if residual
@@ -176,7 +179,9 @@ def _discover(lens: Lens, settings: Settings, progress: Progress, who: str, *, r
     direct: Floats = direct_logit(lens, task).heads.double().cpu().numpy()
     attention = attention_between(lens, task.clean, [(c.query, c.key) for c in CLASSES])
     qualified = attentive(attention.mean(axis=1), settings.min_attention)
-    effects = _class_effects(lens, task, qualified, direct.mean(axis=0), _named(progress, f"head classes{who}"))
+    effects = _class_effects(
+        lens, task, qualified, direct.mean(axis=0), settings, _named(progress, f"head classes{who}")
+    )
     patched: Floats = by_head.points()["change"].to_numpy(dtype=np.float64).reshape(len(layers), len(heads))
     sets = {"top_heads": _strongest(patched, settings.top_heads, lens.model.n_heads)}
     sets |= candidates(qualified, effects, settings.per_class)
@@ -184,7 +189,12 @@ def _discover(lens: Lens, settings: Settings, progress: Progress, who: str, *, r
 
 
 def _class_effects(
-    lens: Lens, task: Task, qualified: dict[str, list[Head]], direct: Floats, progress: Progress
+    lens: Lens,
+    task: Task,
+    qualified: dict[str, list[Head]],
+    direct: Floats,
+    settings: Settings,
+    progress: Progress,
 ) -> dict[str, dict[Head, float]]:
     """Class -> head -> mean effect: direct, or restored by patching the head's output at the class's query position."""
     effects = {
@@ -193,7 +203,7 @@ def _class_effects(
     places = [(c, head) for c in CLASSES if c.by == "patched" for head in qualified[c.name]]
     if places:
         interventions = [_edits(c.name, [head]) for c, head in places]
-        for (c, head), change in zip(places, _changes(lens, task, interventions, progress, ""), strict=True):
+        for (c, head), change in zip(places, _changes(lens, task, interventions, settings, progress, ""), strict=True):
             effects[c.name][head] = float(change.mean())
     return effects
 
@@ -221,10 +231,10 @@ def _edits(claim: str, heads: Sequence[Head]) -> list[Edit]:
 
 
 def _changes(
-    lens: Lens, task: Task, interventions: Sequence[Sequence[Edit]], progress: Progress, what: str
+    lens: Lens, task: Task, interventions: Sequence[Sequence[Edit]], settings: Settings, progress: Progress, what: str
 ) -> list[Floats]:
     """Logit difference restored by each intervention: per intervention ``[prompts]``."""
-    effects = lens.effects(task, interventions, progress=_named(progress, what))
+    effects = lens.effects(task, interventions, exhaustive=settings.exhaustive, progress=_named(progress, what))
     change = (effects.frame["after"] - effects.frame["before"]).to_numpy(dtype=np.float64)
     return list(change.reshape(len(interventions), len(task)))
 

@@ -145,7 +145,12 @@ def numbers(values: "NumbersLike") -> "Numbers":
     plain: Any = values.detach().cpu().tolist() if isinstance(values, Tensor) else values
     tolist = getattr(plain, "tolist", None)
     plain = tolist() if tolist else plain
-    return tuple(numbers(v) for v in plain) if isinstance(plain, Sequence) else float(plain)
+    if not isinstance(plain, Sequence):
+        return float(plain)
+    found = tuple(numbers(v) for v in plain)
+    if len({len(v) if isinstance(v, tuple) else None for v in found}) > 1:
+        raise EditError(f"Values with rows of unequal length cannot be used: {str(plain)[:80]}.")
+    return found
 
 
 def zero(at: str | Site, *, phase: Phase = "all") -> Edit:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from mechlab.errors import EditError, SiteError
+from mechlab.errors import EditError, PromptError, SiteError
 from mechlab.lens.apply import Source, Window, check_source, check_touched
 from mechlab.lens.attention import use
 from mechlab.lens.edit import Edit
@@ -32,6 +32,8 @@ from mechlab.lens.tokens import Prompts, Tokens, tokenize
 from mechlab.models.model import Model
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from mechlab.patching.plan import Plan
     from mechlab.patching.task import Task
     from mechlab.results.effects import Effects
@@ -94,6 +96,8 @@ class Lens:
             SiteError: a site this model lacks. EditError: an edit without its source, or one that touches nothing.
             PromptError: prompts that cannot be run, unknown positions, or unequal lengths where edits need equal ones.
         """
+        if batch_size < 1:
+            raise PromptError(f"batch_size {batch_size} runs no prompt: use 1 or more.")
         tokens, edits = self.tokens(prompts), tuple(edits)
         sites = tuple(dict.fromkeys(site(s) for s in read))
         self._check(tokens, edits, sites)
@@ -196,6 +200,20 @@ class Lens:
 
         sites = ([site(at) for at in senders], [site(at) for at in receivers])
         return path_effects(self, task, *sites, metric, base=base, freeze_mlps=freeze_mlps, progress=progress)
+
+    def edge_effects(
+        self,
+        task: Task,
+        metric: str = "logit_difference",
+        *,
+        base: Literal["clean", "corrupted"] = "clean",
+        edges: Callable[[str], bool] | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> pd.DataFrame:
+        """The exact effect of every edge of the model, or of those whose name ``edges`` accepts; see ``mechlab.patching.edges``."""
+        from mechlab.patching.edges import edge_effects
+
+        return edge_effects(self, task, metric, base=base, edges=edges, progress=progress)
 
     def plan(
         self,

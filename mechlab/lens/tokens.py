@@ -125,6 +125,8 @@ def tokenize(model: Model, prompts: Prompts, *, prepend_bos: bool | None = None)
     many: list[Any] = [prompts] if isinstance(prompts, str) else list(prompts)
     if not many:
         raise PromptError("No prompt was given: pass at least one text.")
+    if isinstance(many[0], int):
+        raise PromptError("A prompt of token ids is a list of its own: pass [[1, 2, 3]] for one prompt.")
     ids = [_ids(model, prompt, prepend_bos) for prompt in many]
     lengths = tuple(len(row) for row in ids)
     _check_lengths(model, lengths)

@@ -98,6 +98,15 @@ def test_chosen_heads_attend_and_act_as_their_class(evidence: Evidence) -> None:
             assert not set(drawn) & set(found.sets[name])
 
 
+def test_exhaustive_gives_the_same_numbers(evidence: Evidence) -> None:
+    lens = Lens(tiny("llama"))
+    settings = SMALL.model_copy(update={"min_attention": 0.05, "exhaustive": True})
+    slow = gather(lens, Lens(random_twin(lens.model, 1)), settings, quiet)
+    assert slow.discovery.sets == evidence.discovery.sets
+    for name, change in evidence.changes.items():
+        assert abs(change - slow.changes[name]).max() < 1e-4
+
+
 def test_discovery_and_evaluation_prompts_differ(evidence: Evidence) -> None:
     texts = [set(map("".join, task.clean.pieces)) for task in (evidence.discovery.task, evidence.evaluation)]
     assert not texts[0] & texts[1]

@@ -254,3 +254,8 @@ def test_a_site_that_was_not_read(lens_of, short):
 def test_all_are_the_users_errors():
     for error in (SiteError, EditError, PromptError, UnknownName):
         assert issubclass(error, MechlabError)
+
+
+def test_ragged_values_are_refused():
+    with pytest.raises(EditError, match="rows of unequal length"):
+        add("L1.resid_post", [[1.0, 2.0], [3.0]])

@@ -5,6 +5,7 @@ import torch
 
 from mechlab.errors import PromptError
 from mechlab.lens import tokenize
+from mechlab.lens.lens import Lens
 from mechlab.lens.tokens import chat, single_token
 from mechlab.models import Model, tiny
 
@@ -125,3 +126,11 @@ def test_chat_needs_a_template(model, with_bos):
         chat(model, message)
     with_bos.tokenizer.chat_template = "<bos>{% for m in messages %}{{ m['content'] }} {% endfor %}:"
     assert chat(with_bos, message).pieces == (("<bos>", "Tom", ":"),), "the template writes its own BOS"
+
+
+def test_prompts_that_are_not_prompts():
+    lens = Lens(tiny("llama"))
+    with pytest.raises(PromptError, match=r"pass \[\[1, 2, 3\]\]"):
+        lens.tokens([5, 6, 7])
+    with pytest.raises(PromptError, match="batch_size 0"):
+        lens.run([[5, 6, 7]], batch_size=0)
