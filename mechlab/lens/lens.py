@@ -177,10 +177,21 @@ class Lens:
         *,
         base: Literal["clean", "corrupted"] = "corrupted",
         exhaustive: bool = False,
+        screen: Literal["bf16", "fp16"] | None = None,
+        verify: int = 50,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> Effects:
-        """The effect of each intervention on each prompt of a task; see ``mechlab.patching.effects``."""
+        """The effect of each intervention on each prompt of a task; see ``mechlab.patching.effects``.
+
+        ``screen``: rank in lower precision, compute only the ``verify`` strongest exactly; see ``mechlab.patching.screen``.
+        """
         from mechlab.patching.effects import effects  # the one door from lens up to patching
+        from mechlab.patching.screen import screened
+
+        if screen is not None:
+            return screened(
+                self, task, interventions, metric, base=base, screen=screen, verify=verify, progress=progress
+            )
 
         return effects(self, task, interventions, metric, base=base, exhaustive=exhaustive, progress=progress)
 

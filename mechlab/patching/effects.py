@@ -20,9 +20,9 @@ from mechlab.lens.apply import check_source
 from mechlab.lens.edit import Edit
 from mechlab.lens.site import KINDS
 from mechlab.lens.tokens import Tokens
-from mechlab.patching.plan import Plan, plan, tokens_per_wave
+from mechlab.patching.plan import Plan, plan, prompts_at_once, tokens_per_wave
 from mechlab.patching.prepared import last_logits, measured, prepare
-from mechlab.patching.rows import Group, lowered, rows
+from mechlab.patching.rows import Group, entry_layer, lowered, rows
 from mechlab.patching.task import Task
 from mechlab.results.effects import Effects
 from mechlab.results.metrics import Metric
@@ -62,9 +62,24 @@ def effects(
     groups = _checked(lens, task, interventions, base)
     if exhaustive or any(edit.site.kind == "embed" for group in groups for edit in group):
         values, after = _one_by_one(lens, task, groups, measure, base, progress)
-    else:
-        values, after = _swept(lens, task, groups, measure, base, progress)
-    return effects_table(groups, after, values, base, measure.key)
+        return effects_table(groups, after, values, base, measure.key)
+    entries = [entry_layer(group, lens.model.n_layers) for group in groups]
+    at_once = prompts_at_once(lens, task, groups, entries)
+    parts: list[Effects] = []
+    for start in range(0, len(task), at_once):  # prompts do not meet, so they may be run in parts where memory is short
+        part = task.select(range(start, min(start + at_once, len(task))))
+        try:
+            values, after = _swept(lens, part, groups, measure, base, progress, start)
+        except Interrupted as stop:
+            completed = [*parts, *([stop.completed] if stop.completed else [])]
+            raise Interrupted(_together(completed) if completed else None) from stop
+        parts.append(effects_table(groups, after, values, base, measure.key, first_prompt=start))
+    return parts[0] if len(parts) == 1 else _together(parts)
+
+
+def _together(parts: Sequence[Effects]) -> Effects:
+    frame = pd.concat([part.frame for part in parts]).sort_values(["intervention", "prompt"], kind="stable")
+    return Effects(frame.reset_index(drop=True), parts[0].metric, parts[0].base, parts[0].method)
 
 
 def plan_effects(
@@ -139,7 +154,13 @@ def _one_by_one(
 
 
 def _swept(
-    lens: "Lens", task: Task, groups: Sequence[Group], measure: Metric, base: str, progress: Progress | None
+    lens: "Lens",
+    task: Task,
+    groups: Sequence[Group],
+    measure: Metric,
+    base: str,
+    progress: Progress | None,
+    first_prompt: int,
 ) -> tuple[dict[str, Tensor], Tensor]:
     groups = [lowered(group, lens.model.n_layers) for group in groups]
     found = rows(groups, task, base, lens.model.n_layers)
@@ -157,7 +178,11 @@ def _swept(
         undone = {row.group for row in found[done:]}
         whole = [i for i in range(len(groups)) if i not in undone and groups[i] not in {groups[u] for u in undone}]
         table = (
-            effects_table([groups[i] for i in whole], after[whole], ready.values, base, measure.key) if whole else None
+            effects_table(
+                [groups[i] for i in whole], after[whole], ready.values, base, measure.key, "exact", first_prompt
+            )
+            if whole
+            else None
         )
         raise Interrupted(table) from stop
     first: dict[Group, int] = {}
@@ -171,11 +196,12 @@ def effects_table(
     base: str,
     metric: str,
     method: str = "exact",
+    first_prompt: int = 0,
 ) -> Effects:
     """The table of ``after [interventions, n]``, named by the groups."""
     n = after.shape[1]
     frame = pd.DataFrame([_describe(i, group) for i, group in enumerate(groups) for _ in range(n)])
-    frame["prompt"] = list(range(n)) * len(groups)
+    frame["prompt"] = list(range(first_prompt, first_prompt + n)) * len(groups)
     for name in ("clean", "corrupted"):
         frame[name] = values[name].tolist() * len(groups)
     frame["before"] = frame[base]

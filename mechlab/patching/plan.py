@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from mechlab.lens.site import KINDS
 from mechlab.patching.rows import Group, Row, waves
 from mechlab.patching.task import Task
 
@@ -63,9 +64,7 @@ def plan(lens: "Lens", task: Task, groups: Sequence[Group], rows: Sequence[Row],
     side_tokens = sum(task.clean.lengths) + sum(task.corrupted.lengths)
     base = side_tokens * n_layers * per_layer + 2 * len(task) * unembed
     full = len(groups) * (sum(task.clean.lengths) * (n_layers * per_layer + unembed))
-    entries = {row.entry for row in rows}
-    keys = 2 * lens.model.n_kv_heads * lens.model.d_head * (n_layers - min(entries, default=n_layers))
-    kept = task.clean.ids.numel() * (len(entries) * lens.model.d_model + keys)
+    kept = task.clean.ids.numel() * _kept_floats(lens, groups, [row.entry for row in rows])
     n_waves = sum(1 for _ in waves(rows, tokens_per_wave))
     top = min(tokens_per_wave, sum(row.n_tokens for row in rows))
     return Plan(
@@ -83,13 +82,47 @@ def plan(lens: "Lens", task: Task, groups: Sequence[Group], rows: Sequence[Row],
 
 def tokens_per_wave(lens: "Lens") -> int:
     """How many tokens a wave may carry: enough to fill the matrix products, within a share of the free memory."""
-    device = lens.model.device
-    if device.type == "cuda":
-        free, most = torch.cuda.mem_get_info(device)[0], _GPU_TOKENS
-    else:
-        free, most = _free_bytes(), _CPU_TOKENS
-    fits = int(_SHARE_OF_FREE * free / (_floats_per_token(lens) * lens.model.dtype.itemsize))
+    most = _GPU_TOKENS if lens.model.device.type == "cuda" else _CPU_TOKENS
+    fits = int(_SHARE_OF_FREE * _free(lens) / (_floats_per_token(lens) * lens.model.dtype.itemsize))
     return max(256, min(most, fits))
+
+
+def prompts_at_once(lens: "Lens", task: Task, groups: Sequence[Group], entries: Sequence[int]) -> int:
+    """How many prompt pairs' runs may be kept at a time within a share of the free memory.
+
+    All of them where an edit takes its values from several prompts (mean, resample): those cannot be split.
+    """
+    if any(edit.verb in ("mean", "resample") for group in groups for edit in group):
+        return len(task)
+    floats = task.clean.width * _kept_floats(lens, groups, entries)
+    return max(1, int(_SHARE_OF_FREE * _free(lens) / max(1, floats * lens.model.dtype.itemsize)))
+
+
+def _kept_floats(lens: "Lens", groups: Sequence[Group], entries: Sequence[int]) -> int:
+    """Numbers kept per token position: residual streams where rows enter, keys and values above, and what edits take from either side."""
+    model, sizes = lens.model, {"pos": 1, "d_head": lens.model.d_head, "d_model": lens.model.d_model}
+    sizes |= {
+        "head": model.n_heads,
+        "kv_head": model.n_kv_heads,
+        "vocab": model.vocab_size,
+        "query": 1,
+        "key": 256,
+    }  # a pattern row
+    sizes |= {"d_mlp": lens.layout.d_mlp or 0, "expert": lens.layout.n_experts or 0}
+    layers = model.n_layers - min(entries, default=model.n_layers)
+    total = len(set(entries)) * model.d_model + 2 * layers * model.n_kv_heads * model.d_head
+    wholes = {(edit.source, edit.site.whole) for group in groups for edit in group if edit.source is not None}
+    for _, at in wholes:
+        size = 1
+        for axis in KINDS[at.kind].axes:
+            size *= sizes[axis]
+        total += size
+    return total
+
+
+def _free(lens: "Lens") -> int:
+    device = lens.model.device
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_bytes()
 
 
 def _free_bytes() -> int:

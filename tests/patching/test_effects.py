@@ -12,6 +12,7 @@ from mechlab.lens.lens import Lens
 from mechlab.lens.site import Site
 from mechlab.models import FAMILIES, PLANTED_INDUCTION, PLANTED_PREVIOUS_TOKEN, planted_induction, tiny
 from mechlab.patching import effects as engine
+from mechlab.patching import plan as planning
 from mechlab.patching import prepared
 from mechlab.patching.rows import Row, rows
 from mechlab.patching.task import Task
@@ -208,6 +209,21 @@ def test_out_of_memory_halves_the_wave_and_goes_on(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(prepared, "sweep", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError()))
     with pytest.raises(ModelError, match="does not fit in this device's memory"):
         lens.effects(task, edits)
+
+
+def test_short_memory_splits_the_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    lens = Lens(tiny("llama"))
+    task = toy_task(lens)
+    edits = [patch(Site("z", layer, head)) for layer in range(3) for head in range(4)]
+    whole = lens.effects(task, edits)
+    per_prompt = task.clean.width * planning._kept_floats(lens, [(e,) for e in edits], [0, 1, 2]) * 4
+    monkeypatch.setattr(planning, "_free", lambda _lens: int(2.5 * per_prompt / planning._SHARE_OF_FREE))
+    assert planning.prompts_at_once(lens, task, [(e,) for e in edits], [0, 1, 2]) == 2
+    split = lens.effects(task, edits)
+    assert (whole.frame[["intervention", "prompt"]] == split.frame[["intervention", "prompt"]]).all().all()
+    assert (whole.frame["after"] - split.frame["after"]).abs().max() < 1e-5
+    means = [(edit.mean("L1H1", "clean"),)]  # needs all prompts at once, so it is never split
+    assert planning.prompts_at_once(lens, task, means, [1]) == len(task)
 
 
 def test_ctrl_c_keeps_what_was_completed(monkeypatch: pytest.MonkeyPatch) -> None:
