@@ -175,18 +175,18 @@ def _swept(
             if progress:
                 progress("patching", done, len(found))
     except KeyboardInterrupt as stop:
-        undone = {row.group for row in found[done:]}
-        whole = [i for i in range(len(groups)) if i not in undone and groups[i] not in {groups[u] for u in undone}]
-        table = (
-            effects_table(
-                [groups[i] for i in whole], after[whole], ready.values, base, measure.key, "exact", first_prompt
-            )
-            if whole
-            else None
-        )
-        raise Interrupted(table) from stop
+        undone = {groups[row.group] for row in found[done:]}
+        whole = [i for i, group in enumerate(groups) if group not in undone]
+        table = effects_table(groups, _repeated(groups, after), ready.values, base, measure.key, "exact", first_prompt)
+        kept = table.frame[table.frame["intervention"].isin(whole)]
+        raise Interrupted(Effects(kept, table.metric, table.base, table.method) if len(kept) else None) from stop
+    return ready.values, _repeated(groups, after)
+
+
+def _repeated(groups: Sequence[Group], after: Tensor) -> Tensor:
+    """Equal interventions are computed once: each gets the values of the first of its kind."""
     first: dict[Group, int] = {}
-    return ready.values, after[[first.setdefault(group, i) for i, group in enumerate(groups)]]
+    return after[[first.setdefault(group, i) for i, group in enumerate(groups)]]
 
 
 def effects_table(

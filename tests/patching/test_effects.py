@@ -229,7 +229,10 @@ def test_short_memory_splits_the_prompts(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_ctrl_c_keeps_what_was_completed(monkeypatch: pytest.MonkeyPatch) -> None:
     lens = Lens(tiny("llama"))
     task = toy_task(lens)
-    edits = [patch(Site("z", layer, head)) for layer in range(3) for head in range(4)]
+    edits = [
+        patch(Site("z", layer, head)) for layer in (2, 1, 0) for head in range(4)
+    ]  # the sweep's order is the other way
+    edits.append(patch("L0H0"))
     expected = lens.effects(task, edits).frame
     monkeypatch.setattr(prepared, "tokens_per_wave", lambda _lens: 40)
 
@@ -242,8 +245,8 @@ def test_ctrl_c_keeps_what_was_completed(monkeypatch: pytest.MonkeyPatch) -> Non
     kept = caught.value.completed
     assert kept is not None
     assert 0 < len(kept) < len(edits)
-    for head in kept.frame.drop_duplicates("site")["site"]:
-        ours, theirs = (f[f.site == head]["after"].to_numpy() for f in (kept.frame, expected))
+    for number in kept.frame["intervention"].unique():
+        ours, theirs = (f[f.intervention == number]["after"].to_numpy() for f in (kept.frame, expected))
         assert abs(ours - theirs).max() < 1e-5
 
 
