@@ -276,7 +276,8 @@ def write(path: Path, frame: pd.DataFrame, lens: Lens, peak: float) -> None:
     for column in shown:
         if shown[column].dtype == "float64":
             shown[column] = [
-                f"{value:.1e}" if column == "max abs difference" else f"{value:.3g}" for value in shown[column]
+                "–" if value != value else f"{value:.1e}" if column == "max abs difference" else f"{value:.3g}"
+                for value in shown[column]
             ]
     header = (
         f"# Exact activation patching\n\n`make bench-patching`: {lens.model.name}, {lens.model.dtype}, "
