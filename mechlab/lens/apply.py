@@ -52,7 +52,7 @@ class Place(Protocol):
     def total(self) -> int: ...
     @property
     def n_batch(self) -> int: ...
-    def cells(self, edit: Edit, n_positions: int, only: Tensor | int | None = None) -> Cells: ...
+    def cells(self, edit: Edit, n_positions: int, turn: int = 0) -> Cells: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +77,8 @@ class Window:
     def n_batch(self) -> int:
         return len(self.rows)
 
-    def cells(self, edit: Edit, n_positions: int, only: Tensor | int | None = None) -> Cells:
-        """The cells ``edit`` touches in an activation of ``n_positions`` that ends at ``stop``, in the rows of ``only``."""
+    def cells(self, edit: Edit, n_positions: int, turn: int = 0) -> Cells:  # noqa: ARG002 (a packed wave needs it)
+        """The cells ``edit`` touches in an activation of ``n_positions`` that ends at ``stop``."""
         start = self.stop - n_positions
         at = torch.arange(start, self.stop)[None, :]
         lengths = torch.tensor(self.tokens.lengths)[:, None]
@@ -89,23 +89,18 @@ class Window:
         if edit.site.pos is not None:
             touched = touched & (at == torch.tensor(self.tokens.positions(edit.site.pos))[:, None])
         touched = touched.expand(len(self.rows), -1)
-        if only is not None:
-            assert isinstance(only, Tensor)
-            touched = touched & only[:, None]
         batch, column = touched.nonzero(as_tuple=True)
         return Cells(batch, column, torch.tensor(self.rows)[batch], column + start)
 
 
-def apply(
-    edit: Edit, activation: Tensor, place: Place, only: Tensor | int | None = None, *, owned: bool = False
-) -> tuple[Tensor, int]:
+def apply(edit: Edit, activation: Tensor, place: Place, turn: int = 0, *, owned: bool = False) -> tuple[Tensor, int]:
     """The activation after ``edit``, and how many cells it touched.
 
     Args:
         activation: ``[batch, pos, ...]``; never written to, unless it is ``owned``: a copy that an earlier edit made.
-        only: as the place understands it: ``[batch]`` bool, the rows the edit belongs to; None for all.
+        turn: which of a row's edits at this site it is, where rows have different edits (see ``Placed``).
     """
-    cells = place.cells(edit, activation.shape[1], only)
+    cells = place.cells(edit, activation.shape[1], turn)
     if not len(cells):
         return activation, 0
     old = activation[cells.batch, cells.column]  # [n, ...]

@@ -24,10 +24,10 @@ _ROUTER = ("router", "expert_weights")
 
 @dataclass(frozen=True, eq=False)
 class Placed:
-    """An edit and the rows of the batch it belongs to (``[batch]`` bool, None for all; in a packed wave its turn among a row's edits)."""
+    """An edit and its turn among the edits of a row at this site (only a packed wave, whose rows have different edits, needs it)."""
 
     edit: Edit
-    only: Tensor | int | None = None
+    turn: int = 0
 
 
 @dataclass(eq=False)
@@ -54,7 +54,7 @@ class Tap:
         original = by_pos
         for placed in self.edits:
             owned = by_pos is not original  # one copy serves all edits here
-            by_pos, n_touched = apply(placed.edit, by_pos, self.place, placed.only, owned=owned)
+            by_pos, n_touched = apply(placed.edit, by_pos, self.place, placed.turn, owned=owned)
             self.count(placed.edit, n_touched)
         if self.read:
             self.kept = by_pos
@@ -99,24 +99,6 @@ def installed(
 
 
 @contextmanager
-def skipped(layout: Layout, below: int, resid_pre: Tensor) -> Generator[None]:
-    """Replaces the layers below ``below`` by nothing and starts layer ``below`` from ``resid_pre [batch, pos, d_model]``.
-
-    The layers stay in place (transformers reads each layer's attention type by its place in the list); only their ``forward`` is empty.
-    """
-    with ExitStack() as stack:
-        for block in layout.blocks[:below]:
-            module = block.block
-            stack.callback(module.__dict__.pop, "forward", None)
-            module.__dict__["forward"] = _same
-        start = layout.blocks[below].block.register_forward_pre_hook(
-            lambda _m, args, kwargs: _replace_input(args, kwargs, resid_pre), with_kwargs=True
-        )
-        stack.callback(start.remove)
-        yield
-
-
-@contextmanager
 def packed(
     layout: Layout,
     first: int,
@@ -129,7 +111,8 @@ def packed(
     """Lets one forward pass over a dummy prompt carry packed rows instead (see ``mechlab.patching.packed``).
 
     Args:
-        first, last: the layers that are computed; the others pass on what they get.
+        first, last: the layers that are computed; the others pass on what they get. They stay in place (transformers reads each layer's
+            attention type by its place in the list); only their ``forward`` is empty.
         join: ``(layer, hidden [1, n, d_model] or None at the first)`` -> hidden with the rows that enter, and every token's position.
         attend: attention over the packed tokens.
         ends: ``[rows]`` places of the rows' last tokens: only they are normed and unembedded.
@@ -328,7 +311,7 @@ def _switched(tap: Tap, switches: list[Placed], router: nn.Module, logits: Tenso
     """The choice by the router's rule on ``logits [batch, pos, expert]``, with experts switched; weights as ``dtype``."""
     masks = {state: torch.zeros(logits.shape, dtype=torch.bool) for state in ("off", "on", "drop")}
     for placed in switches:
-        cells = tap.place.cells(placed.edit, logits.shape[1], placed.only)
+        cells = tap.place.cells(placed.edit, logits.shape[1], placed.turn)
         tap.count(placed.edit, len(cells))
         assert placed.edit.state is not None
         masks[placed.edit.state][cells.batch, cells.column, placed.edit.site.index] = True

@@ -109,10 +109,9 @@ class Wave:
                 turns[here] += 1
         return {key: np.concatenate(found) for key, found in places.items()}
 
-    def cells(self, edit: Edit, n_positions: int, only: Tensor | int | None = None) -> Cells:  # noqa: ARG002 (see Place)
-        """Cells of a packed activation ``[1, n_positions, ...]``, or of one read at the rows' last tokens only; ``only``: the turn."""
-        assert isinstance(only, int)
-        at = torch.from_numpy(self._places[edit, only])
+    def cells(self, edit: Edit, n_positions: int, turn: int = 0) -> Cells:  # noqa: ARG002 (see Place)
+        """Cells of a packed activation ``[1, n_positions, ...]``, or of one read at the rows' last tokens only."""
+        at = torch.from_numpy(self._places[edit, turn])
         column = at
         if edit.site.kind in ("final_norm", "logits"):
             last = torch.full((int(self.offsets[-1]),), -1)
@@ -141,8 +140,8 @@ class InBucket:
         self.place = torch.full((int(wave.offsets[-1]),), -1)
         self.place[bucket.index.flatten()] = torch.arange(bucket.index.numel())
 
-    def cells(self, edit: Edit, n_positions: int, only: Tensor | int | None = None) -> Cells:
-        packed_cells = self.wave.cells(edit, n_positions, only)
+    def cells(self, edit: Edit, n_positions: int, turn: int = 0) -> Cells:
+        packed_cells = self.wave.cells(edit, n_positions, turn)
         place = self.place[packed_cells.column]
         here = place >= 0
         place = place[here]

@@ -8,6 +8,7 @@ from toys import toy_task
 from mechlab.errors import EditError, ModelError, PromptError, SiteError, UnknownName
 from mechlab.lens import edit
 from mechlab.lens.edit import Edit, patch
+from mechlab.lens.hooks import hook_count
 from mechlab.lens.lens import Lens
 from mechlab.lens.site import Site
 from mechlab.models import FAMILIES, PLANTED_INDUCTION, PLANTED_PREVIOUS_TOKEN, planted_induction, tiny
@@ -274,6 +275,21 @@ def test_plan_counts_what_the_sweep_does(monkeypatch: pytest.MonkeyPatch) -> Non
     unembed = 2 * 2 * len(task) * d * model.vocab_size
     assert plan.flops == 2 * weights * (plan.token_layers + 3 * sides) + unembed
     assert f"{plan.rows:,} rows" in str(plan)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "mixtral"])
+def test_the_model_is_left_as_it_was(family: str) -> None:
+    lens = Lens(tiny(family))
+    task = toy_task(lens)
+    plain = lens.run(task.clean, logits="last").last_logits
+    assert plain is not None
+    edits = [patch("L1.resid_pre@LATE"), patch("L2H0"), patch("L1.pattern")]
+    lens.effects(task, edits)
+    wrong_size = edit.add("L1.resid_post@-1", [1.0, 2.0, 3.0])
+    with pytest.raises(EditError, match="does not fit"):
+        lens.effects(task, [*edits, wrong_size])
+    assert hook_count(lens.model.hf) == 0
+    assert torch.equal(plain, lens.run(task.clean, logits="last").last_logits)  # pyright: ignore
 
 
 def test_table_names_what_was_done() -> None:
