@@ -15,6 +15,7 @@ from mechlab.lens import edit
 from mechlab.lens.lens import Lens
 from mechlab.lens.routing import choose
 from mechlab.lens.site import Site
+from mechlab.models.twin import over_same_weights
 
 PROMPTS = ("When Mary and John went to the store, John gave a drink to", "The capital of France is")
 
@@ -57,9 +58,8 @@ def _below(name: str, value: float, bound: float) -> Check:
 @torch.no_grad()
 def _plain(lens: Lens, kernel: str, dtype: torch.dtype | None = None) -> Tensor:
     """Logits of the first prompt from transformers alone, on a module tree of its own over the same weights."""
-    shared = {id(p): p for p in (*lens.model.hf.parameters(), *lens.model.hf.buffers())} if dtype is None else {}
-    model = copy.deepcopy(lens.model.hf, memo=shared)  # pyright: ignore[reportArgumentType]
-    model = model if dtype is None else model.to(dtype)  # pyright: ignore[reportArgumentType]
+    hf = lens.model.hf
+    model = over_same_weights(hf) if dtype is None else copy.deepcopy(hf).to(dtype)  # pyright: ignore[reportArgumentType]
     model.set_attn_implementation(kernel)
     return model(input_ids=_ids(lens), use_cache=False).logits
 

@@ -1,5 +1,6 @@
 """Generation with edits: prompts of one length go together, each step reuses the keys and values of the steps before."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -8,9 +9,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from mechlab.errors import EditError, PromptError
-from mechlab.lens.apply import Source, Window
+from mechlab.lens.apply import Source, Window, check_touched
 from mechlab.lens.edit import Edit
-from mechlab.lens.hooks import Placed, Tap, installed
+from mechlab.lens.hooks import Placed, count_touched, installed, make_taps
 from mechlab.lens.layout import Layout
 from mechlab.lens.tokens import Tokens
 from mechlab.models.model import Model
@@ -58,14 +59,12 @@ def generate(
     """One Generation per prompt, in order. See ``Lens.generate``."""
     _check(model, tokens, edits, max_new_tokens)
     done: dict[int, list[int]] = {}
-    touched: dict[Edit, int] = {}
+    touched: Counter[Edit] = Counter()
     for length in sorted(set(tokens.lengths)):
         rows = [row for row, n in enumerate(tokens.lengths) if n == length]
         new = _group(model, layout, tokens, rows, edits, sources, max_new_tokens, sampling, stop_at_eos, touched)
         done.update(zip(rows, new, strict=True))
-    for edit in edits:
-        if not touched.get(edit):
-            raise EditError(f"Edit {edit} touched nothing: no {edit.phase} token of these prompts is at its site.")
+    check_touched(edits, touched)
     return [
         Generation(
             str(model.tokenizer.decode(tokens.ids[row, : tokens.lengths[row]])),
@@ -101,7 +100,7 @@ def _group(
     max_new_tokens: int,
     sampling: Sampling | None,
     stop_at_eos: bool,
-    touched: dict[Edit, int],
+    touched: Counter[Edit],
 ) -> list[list[int]]:
     batch = tokens.select(rows)
     # Each prompt draws from its own generator, so its text does not depend on what it is batched with.
@@ -130,19 +129,14 @@ def _step(
     window: Window,
     edits: Sequence[Edit],
     cache: DynamicCache,
-    touched: dict[Edit, int],
+    touched: Counter[Edit],
 ) -> Tensor:
-    taps: dict[tuple[str, int | None], Tap] = {}
-    for edit in edits:
-        key = (edit.site.kind, edit.site.layer)
-        taps.setdefault(key, Tap(*key, window)).edits.append(Placed(edit))
-    last = torch.full((len(ids),), ids.shape[1] - 1) if ("logits", None) not in taps else None
+    taps = make_taps(window, map(Placed, edits))
+    last = None if any(tap.kind == "logits" for tap in taps) else torch.full((len(ids),), ids.shape[1] - 1)
     positions = torch.arange(window.stop - ids.shape[1], window.stop, device=model.device)[None].expand(len(ids), -1)
-    with installed(layout, model.hf, list(taps.values()), last):
+    with installed(layout, model.hf, taps, last):
         output = model.hf(input_ids=ids.to(model.device), past_key_values=cache, position_ids=positions, use_cache=True)
-    for tap in taps.values():
-        for edit, count in tap.touched.items():
-            touched[edit] = touched.get(edit, 0) + count
+    touched.update(count_touched(taps))
     return output.logits[:, -1].float().cpu()
 
 

@@ -1,6 +1,7 @@
 """The only file that registers hooks: taps go onto a model under one ``with`` and are gone after it, whatever happens inside."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -62,6 +63,25 @@ class Tap:
 
     def count(self, edit: Edit, n_touched: int) -> None:
         self.touched[edit] = self.touched.get(edit, 0) + n_touched
+
+
+def make_taps(place: Place, edits: Iterable[Placed], read: Iterable[Site] = ()) -> list[Tap]:
+    """One tap per (kind, layer) that is edited or read, its edits in the given order."""
+    taps: dict[tuple[str, int | None], Tap] = {}
+
+    def at(site: Site) -> Tap:
+        return taps.setdefault((site.kind, site.layer), Tap(site.kind, site.layer, place))
+
+    for placed in edits:
+        at(placed.edit.site).edits.append(placed)
+    for site in read:
+        at(site).read = True
+    return list(taps.values())
+
+
+def count_touched(taps: Iterable[Tap]) -> Counter[Edit]:
+    """How many cells each edit has touched."""
+    return Counter({edit: count for tap in taps for edit, count in tap.touched.items()})
 
 
 @contextmanager

@@ -8,10 +8,9 @@ lens.run(prompts, edits=[patch("L9H6", source="clean")], sources={"clean": other
 
 from __future__ import annotations
 
-import copy
-
 # pyright: reportImportCycles=false
 # ``Lens.effects`` opens the one door from lens up to patching, inside the method.
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,12 +23,13 @@ from mechlab.lens.apply import Source, Window, check_source, check_touched
 from mechlab.lens.attention import use
 from mechlab.lens.edit import Edit
 from mechlab.lens.generate import Generation, Sampling, generate
-from mechlab.lens.hooks import Placed, Tap, installed
+from mechlab.lens.hooks import Placed, Tap, count_touched, installed, make_taps
 from mechlab.lens.layout import layout
 from mechlab.lens.reading import Run, at_ends, by_position, joined, view
 from mechlab.lens.site import Site, site
 from mechlab.lens.tokens import Prompts, Tokens, tokenize
 from mechlab.models.model import Model
+from mechlab.models.twin import over_same_weights
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,7 +103,7 @@ class Lens:
         self._check(tokens, edits, sites)
         found = self._sources(tokens, edits, sources or {})
         parts: list[Run] = []
-        touched: dict[Edit, int] = {}
+        touched: Counter[Edit] = Counter()
         for start in range(0, len(tokens), batch_size):
             rows = tuple(range(start, min(start + batch_size, len(tokens))))
             parts.append(self._forward(tokens, rows, edits, sites, found, logits, touched))
@@ -151,7 +151,7 @@ class Lens:
         found = self._sources(tokens, edits, sources or {})
         window = Window(tokens, tuple(range(len(tokens))), tokens.width, found, len(tokens))
         # Nothing in the model asks for gradients; the graph begins where the embedding is made to.
-        taps = _taps(window, edits, [*sites, Site("embed")])
+        taps = make_taps(window, map(Placed, edits), [*sites, Site("embed")])
         next(tap for tap in taps if tap.kind == "embed").starts_graph = True
         with torch.enable_grad(), installed(self.layout, self.model.hf, taps):
             output = self.model.hf(input_ids=tokens.ids.to(self.model.device), use_cache=False)
@@ -160,7 +160,7 @@ class Lens:
         wholes = list(dict.fromkeys(s.whole for s in sites))
         tensors = [kept[whole.kind, whole.layer] for whole in wholes]
         slopes = torch.autograd.grad(values.sum(), [t for t in tensors if t is not None], allow_unused=True)
-        check_touched(edits, _counted(taps))
+        check_touched(edits, count_touched(taps))
         by_whole = dict(zip(wholes, slopes, strict=True))
         for whole, gradient in by_whole.items():
             if gradient is None:  # pyright: ignore[reportUnnecessaryComparison]
@@ -245,8 +245,7 @@ class Lens:
         """
         from transformer_lens.model_bridge import TransformerBridge
 
-        shared = {id(p): p for p in (*self.model.hf.parameters(), *self.model.hf.buffers())}
-        twin = copy.deepcopy(self.model.hf, memo=shared)  # pyright: ignore[reportArgumentType]
+        twin = over_same_weights(self.model.hf)
         twin.set_attn_implementation("eager")
         return TransformerBridge.boot_transformers(
             twin.config._name_or_path or self.model.name,  # pyright: ignore[reportPrivateUsage]
@@ -288,15 +287,14 @@ class Lens:
         sites: Sequence[Site],
         sources: Mapping[str, Source],
         logits: str,
-        touched: dict[Edit, int],
+        touched: Counter[Edit],
     ) -> Run:
         batch = tokens.select(rows)
         window = Window(batch, rows, batch.width, sources, len(tokens))
-        taps = _taps(window, edits, sites)
+        taps = make_taps(window, map(Placed, edits), sites)
         unembeds_all = logits == "all" or any(tap.kind == "logits" for tap in taps)
         kept, output = self._pass(batch, taps, None if unembeds_all else torch.tensor(batch.lengths) - 1)
-        for edit, count in _counted(taps).items():
-            touched[edit] = touched.get(edit, 0) + count
+        touched.update(count_touched(taps))
         activations = {s: view(s, kept[s.kind, s.layer], batch) for s in sites}
         if logits == "none":
             return Run(batch, None, None, activations)
@@ -308,18 +306,3 @@ class Lens:
         with installed(self.layout, self.model.hf, taps, ends):
             output = self.model.hf(input_ids=batch.ids.to(self.model.device), use_cache=False)
         return {(tap.kind, tap.layer): tap.kept for tap in taps if tap.kept is not None}, output.logits
-
-
-def _taps(window: Window, edits: Sequence[Edit], sites: Iterable[Site]) -> list[Tap]:
-    """One tap per (kind, layer) that is edited or read."""
-    taps: dict[tuple[str, int | None], Tap] = {}
-    for edit in edits:
-        tap = taps.setdefault((edit.site.kind, edit.site.layer), Tap(edit.site.kind, edit.site.layer, window))
-        tap.edits.append(Placed(edit))
-    for at in sites:
-        taps.setdefault((at.kind, at.layer), Tap(at.kind, at.layer, window)).read = True
-    return list(taps.values())
-
-
-def _counted(taps: Iterable[Tap]) -> dict[Edit, int]:
-    return {edit: count for tap in taps for edit, count in tap.touched.items()}

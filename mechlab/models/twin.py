@@ -34,6 +34,12 @@ def fresh(config: PreTrainedConfig, dtype: torch.dtype, seed: int) -> PreTrained
         return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=has_own_code)
 
 
+def over_same_weights(hf: PreTrainedModel) -> PreTrainedModel:
+    """Another tree of modules over the very same parameters and buffers: its hooks and settings are its own, nothing is copied."""
+    shared = {id(tensor): tensor for tensor in (*hf.parameters(), *hf.buffers())}
+    return copy.deepcopy(hf, memo=shared)  # pyright: ignore[reportArgumentType]
+
+
 @contextlib.contextmanager
 def seeded(seed: int) -> Generator[None]:
     """Draw from a CPU generator that starts at `seed`; put the global state back afterwards."""

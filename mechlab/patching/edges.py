@@ -22,7 +22,7 @@ from mechlab.lens.apply import Source
 from mechlab.lens.edit import patch
 from mechlab.lens.site import Site
 from mechlab.patching.effects import check_edits
-from mechlab.patching.prepared import prepare
+from mechlab.patching.prepared import Prepared, prepare
 from mechlab.patching.rows import rows
 from mechlab.patching.task import Task
 from mechlab.results.metrics import Metric
@@ -177,51 +177,51 @@ def _into_layer(
         entrances = [(Site("resid_pre", layer), ("q", "k", "v")), (mid, ("mlp_out",))]
     for entrance, kinds in entrances:
         into = [(sender, receiver) for sender, receiver in wanted if receiver.site.kind in kinds]
+        if not into:
+            continue
         senders = list(dict.fromkeys(sender for sender, _ in into))
+        reads = list(dict.fromkeys(receiver.site.whole for _, receiver in into if receiver.site.layer is not None))
+        ready = prepare(lens, task, [], measure, base, [entrance.layer or 0], [entrance, *reads])
         for start in range(0, len(senders), _SENDERS_AT_ONCE):
             some = senders[start : start + _SENDERS_AT_ONCE]
             pairs = [(sender, receiver) for sender, receiver in into if sender in some]
-            after, values = _effects(lens, task, measure, base, entrance, some, pairs, carried)
-            yield _frame(pairs, after, values, base)
+            after = _effects(ready, task, base, entrance, some, pairs, reads, carried)
+            yield _frame(pairs, after, ready.values, base)
 
 
 def _effects(
-    lens: "Lens",
+    ready: Prepared,
     task: Task,
-    measure: Metric,
     base: str,
     entrance: Site,
     senders: Sequence[Sender],
     pairs: Sequence[tuple[Sender, Receiver]],
+    reads: Sequence[Site],
     carried: dict[str, Tensor],
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """``[pairs, n]`` metric with each edge patched, and the sides' own."""
-    layer = entrance.layer or 0
-    reads = list(dict.fromkeys(receiver.site.whole for _, receiver in pairs if receiver.site.layer is not None))
+) -> Tensor:
+    """``[pairs, n]`` metric with each edge patched."""
+    n_layers = ready.lens.model.n_layers
     entering = [(patch(entrance, source=f"into {sender.name}"),) for sender in senders]
-    ready = prepare(lens, task, [], measure, base, [layer], [entrance, *reads])
     here = ready.sources[base].activations[entrance.kind, entrance.layer]
     under = {
         f"into {sender.name}": Source(ready.base.tokens, {(entrance.kind, entrance.layer): here + carried[sender.name]})
         for sender in senders
     }
-    found = rows(entering, task, base, lens.model.n_layers)
+    found = rows(entering, task, base, n_layers)
     if not reads:  # the logits themselves: what enters is what is unembedded
         after = ready.values[base].repeat(len(senders), 1)
         for swept in ready.sweeps(entering, found, (), under):
             ready.measure_into(after, swept)
-        return after, ready.values
-    recorded = ready.recorded(entering, found, reads, base, under, layer)
+        return after
+    recorded = ready.recorded(entering, found, reads, base, under, entrance.layer)
     place = {sender.name: i for i, sender in enumerate(senders)}
     groups = [(patch(receiver.site, source=f"under {sender.name}"),) for sender, receiver in pairs]
     more = {f"under {sender.name}": recorded[i] for i, sender in enumerate(senders) if i in recorded}
-    chosen = [
-        row for row in rows(groups, task, base, lens.model.n_layers) if place[pairs[row.group][0].name] in recorded
-    ]
+    chosen = [row for row in rows(groups, task, base, n_layers) if place[pairs[row.group][0].name] in recorded]
     after = ready.values[base].repeat(len(groups), 1)
     for swept in ready.sweeps(groups, chosen, (), more):
         ready.measure_into(after, swept)
-    return after, ready.values
+    return after
 
 
 def _frame(

@@ -143,11 +143,13 @@ def _one_by_one(
     )
     runs = {name: lens.run(tokens, read=wanted, logits="last") for name, tokens in sides.items()}
     reference = last_logits(runs[base])
-    values = {name: measured(measure, task, last_logits(run), reference) for name, run in runs.items()}
+    values = {
+        name: measured(measure, task.answers, task.foils, last_logits(run), reference) for name, run in runs.items()
+    }
     after: list[Tensor] = []
     for done, group in enumerate(groups):
         run = lens.run(sides[base], group, sources=runs, logits="last")
-        after.append(measured(measure, task, last_logits(run), reference))
+        after.append(measured(measure, task.answers, task.foils, last_logits(run), reference))
         if progress:
             progress("patching, one by one", (done + 1) * len(task), len(groups) * len(task))
     return values, torch.stack(after)

@@ -23,7 +23,7 @@ from torch import Tensor
 from mechlab.lens.apply import Cells, Source
 from mechlab.lens.attention import Attend
 from mechlab.lens.edit import Edit
-from mechlab.lens.hooks import Placed, Tap, installed, packed
+from mechlab.lens.hooks import Placed, Tap, installed, make_taps, packed
 from mechlab.lens.reading import Run
 from mechlab.lens.site import Site
 from mechlab.lens.tokens import Tokens
@@ -122,13 +122,8 @@ class Wave:
 
     def taps(self, read: Sequence[Site] = ()) -> list[Tap]:
         """One tap per (kind, layer) with its edits by turn: each row's edits in the order in which its intervention states them."""
-        found: dict[tuple[str, int | None], Tap] = {}
-        for edit, turn in sorted(self._places, key=lambda place: place[1]):
-            key = (edit.site.kind, edit.site.layer)
-            found.setdefault(key, Tap(*key, self)).edits.append(Placed(edit, turn))
-        for at in read:
-            found.setdefault((at.kind, at.layer), Tap(at.kind, at.layer, self)).read = True
-        return list(found.values())
+        by_turn = sorted(self._places, key=lambda place: place[1])
+        return make_taps(self, (Placed(edit, turn) for edit, turn in by_turn), read)
 
 
 class InBucket:

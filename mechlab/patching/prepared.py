@@ -33,16 +33,18 @@ class Prepared:
         values: side -> ``[n]`` metric.
         sources: side -> what edits take from it.
         reference: ``[n, vocab]`` logits of the base side (KL is measured from them).
+        token_ids: the only tokens that are unembedded; None for the whole vocabulary.
+        targets: answers and foils as places in what is unembedded.
     """
 
     lens: "Lens"
-    task: Task
     measure: Metric
     base: Base
     values: dict[str, Tensor]
     sources: dict[str, Source]
     reference: Tensor
     token_ids: Tensor | None
+    targets: tuple[Tensor, Tensor]
 
     def sweeps(
         self,
@@ -88,9 +90,9 @@ class Prepared:
         """Writes the rows' metric into ``after [interventions, n]``; returns how many rows."""
         found = swept.wave.rows
         prompts = torch.tensor([row.prompt for row in found])
-        compact = _with_ids(self.task, self.token_ids).select(prompts.tolist())
+        answers, foils = self.targets
         after[[row.group for row in found], prompts] = measured(
-            self.measure, compact, swept.logits, self.reference[prompts]
+            self.measure, answers[prompts], foils[prompts], swept.logits, self.reference[prompts]
         )
         return len(found)
 
@@ -118,15 +120,19 @@ def prepare(
         runs[name] = lens.run(tokens, read=wanted, logits="last")
     reference = last_logits(runs[base])
     narrow = measure.key in _READS_ANSWERS_ONLY and not any(e.site.kind == "logits" for g in groups for e in g)
+    targets, token_ids = (task.answers, task.foils), None
+    if narrow:
+        token_ids = torch.cat([task.answers, task.foils.flatten()]).unique()
+        targets = (torch.searchsorted(token_ids, task.answers), torch.searchsorted(token_ids, task.foils.contiguous()))
     return Prepared(
         lens,
-        task,
         measure,
         Base.of(runs[base]),
-        {name: measured(measure, task, last_logits(run), reference) for name, run in runs.items()},
+        {name: measured(measure, task.answers, task.foils, last_logits(run), reference) for name, run in runs.items()},
         {name: Source(run.tokens, _activations(run)) for name, run in runs.items()},
         reference,
-        torch.cat([task.answers, task.foils.flatten()]).unique() if narrow else None,
+        token_ids,
+        targets,
     )
 
 
@@ -139,14 +145,6 @@ def _halved(wave: list[Row]) -> list[list[Row]]:
     return [wave[: len(wave) // 2], wave[len(wave) // 2 :]]
 
 
-def _with_ids(task: Task, token_ids: Tensor | None) -> Task:
-    """The task with answers and foils as places among ``token_ids``."""
-    if token_ids is None:
-        return task
-    answers, foils = (torch.searchsorted(token_ids, ids.contiguous()) for ids in (task.answers, task.foils))
-    return Task(task.name, task.clean, task.corrupted, answers, foils, task.groups)
-
-
 def _activations(run: Run) -> dict[tuple[str, int | None], Tensor]:
     by_query = (run[at].transpose(1, 2) if KINDS[at.kind].axes[-1] == "key" else run[at] for at in run.activations)
     return {(at.kind, at.layer): activation for at, activation in zip(run.activations, by_query, strict=True)}
@@ -157,5 +155,5 @@ def last_logits(run: Run) -> Tensor:
     return run.last_logits
 
 
-def measured(measure: Metric, task: Task, logits: Tensor, reference: Tensor) -> Tensor:
-    return measure(logits.cpu(), task.answers, task.foils, reference.cpu()).double()
+def measured(measure: Metric, answers: Tensor, foils: Tensor, logits: Tensor, reference: Tensor) -> Tensor:
+    return measure(logits.cpu(), answers, foils, reference.cpu()).double()
