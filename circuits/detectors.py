@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from circuits.tasks.prompts import special_prefix
 from mechlab.errors import PromptError
 from mechlab.lens.lens import Lens
 from mechlab.lens.site import Site
@@ -107,7 +108,7 @@ def sequences(lens: Lens, ids: Sequence[int], n: int, k: int, *, seed: int = 0) 
         raise PromptError(f"Copies of {k} tokens are too short to tell the head types apart: use {MIN_TOKENS} or more.")
     if len(ids) < 2 * k:
         raise PromptError(f"{2 * k} different tokens are needed and there are {len(ids)}: use copies of fewer tokens.")
-    generator, before = random.Random(f"repeated random tokens {seed}"), _special_prefix(lens)
+    generator, before = random.Random(f"repeated random tokens {seed}"), special_prefix(lens)
     drawn = [generator.sample(ids, 2 * k) for _ in range(n)]
     return Sequences(
         repeated=lens.tokens([[*before, *row[:k], *row[:k]] for row in drawn]),
@@ -168,10 +169,3 @@ def _of_batch(lens: Lens, tokens: Tokens, among: Sequences, detectors: Sequence[
         for one in detectors
     ]
     return torch.stack(given).double().cpu().numpy()
-
-
-def _special_prefix(lens: Lens) -> list[int]:
-    """What the lens puts before any text (the model's BOS, or nothing)."""
-    ids = lens.tokens("a").ids[0].tolist()
-    plain = lens.model.tokenizer("a", add_special_tokens=False)["input_ids"]
-    return ids[: len(ids) - len(plain)]

@@ -108,9 +108,7 @@ class _Unembedded:
         self.metric, self.answers, self.foils = metric, task.answers, task.foils
         self.token_ids = self.reference = None
         if metric.answers_only:
-            ids = torch.cat([task.answers, task.foils.flatten()]).unique()
-            self.answers = torch.searchsorted(ids, task.answers)
-            self.foils = torch.searchsorted(ids, task.foils.contiguous())
+            ids, self.answers, self.foils = task.targets()
             self.token_ids = ids.to(wiring.lens.model.device)
         else:
             clean = wiring.lens.run(task.clean, logits="last").last_logits

@@ -78,8 +78,7 @@ def _gradient(
     """Slopes of the metric in the runs of ``override``; unembedded are the tokens that the metric reads and no others."""
     runs, token_ids = 1 if override is None else len(override.values), None
     if find_metric(settings.metric).answers_only:
-        token_ids = torch.cat([pairs.answers, pairs.foils.flatten()]).unique()
-        answers, foils = (torch.searchsorted(token_ids, one.contiguous()) for one in (pairs.answers, pairs.foils))
+        token_ids, answers, foils = pairs.targets()
         pairs = replace(pairs, answers=answers, foils=foils)
         token_ids = token_ids.to(wiring.lens.model.device)
     return slopes(wiring, pairs.clean, scalar(settings, pairs, reference, runs), override, token_ids)

@@ -10,7 +10,7 @@ Tokens are words or parts of words (letters only), never special ones. Discovery
 
 import random
 
-from circuits.tasks.prompts import Split, TokenPair, drawn, is_unknown, randomness
+from circuits.tasks.prompts import Split, TokenPair, drawn, is_unknown, randomness, special_prefix
 from mechlab.errors import PromptError
 from mechlab.lens.lens import Lens
 from mechlab.patching.task import Task
@@ -32,7 +32,7 @@ def induction(lens: Lens, n: int = 32, *, seed: int = 0, split: Split = "all") -
         PromptError: the tokenizer has too few tokens made of letters. UnknownName: split.
     """
     generator = randomness("induction", seed, split)
-    before = _special_prefix(lens)
+    before = special_prefix(lens)
     _words(lens, randomness("induction", seed, split), split)  # fails at once where there are too few
 
     def draw(i: int) -> TokenPair:
@@ -79,10 +79,3 @@ def _words(lens: Lens, generator: random.Random, split: Split) -> list[int]:
         f"Task induction has no valid prompt for the tokenizer of {lens.model.name}: it has too few tokens made of letters, and {N_TOKENS} "
         "different ones are needed; choose another model."
     )
-
-
-def _special_prefix(lens: Lens) -> list[int]:
-    """What the tokenizer puts before any text (its BOS, or nothing)."""
-    ids = lens.tokens("a").ids[0].tolist()
-    plain = lens.model.tokenizer("a", add_special_tokens=False)["input_ids"]
-    return ids[: len(ids) - len(plain)]

@@ -120,10 +120,7 @@ def prepare(
         runs[name] = lens.run(tokens, read=wanted, logits="last")
     reference = last_logits(runs[base])
     narrow = measure.answers_only and not any(e.site.kind == "logits" for g in groups for e in g)
-    targets, token_ids = (task.answers, task.foils), None
-    if narrow:
-        token_ids = torch.cat([task.answers, task.foils.flatten()]).unique()
-        targets = (torch.searchsorted(token_ids, task.answers), torch.searchsorted(token_ids, task.foils.contiguous()))
+    token_ids, answers, foils = task.targets() if narrow else (None, task.answers, task.foils)
     return Prepared(
         lens,
         measure,
@@ -132,7 +129,7 @@ def prepare(
         {name: Source(run.tokens, _activations(run)) for name, run in runs.items()},
         reference,
         token_ids,
-        targets,
+        (answers, foils),
     )
 
 

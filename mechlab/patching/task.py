@@ -67,6 +67,18 @@ class Task:
             self.dropped,
         )
 
+    def targets(self) -> tuple[Tensor, Tensor, Tensor]:
+        """``[k]`` the token ids among answers and foils, once each; then answers and foils as places in them.
+
+        For metrics that read no other logits, so that only these tokens are unembedded.
+        """
+        token_ids = torch.cat([self.answers, self.foils.flatten()]).unique()
+        return (
+            token_ids,
+            torch.searchsorted(token_ids, self.answers.contiguous()),
+            torch.searchsorted(token_ids, self.foils.contiguous()),
+        )
+
     def first_difference(self) -> tuple[int, ...]:
         """The first position at which the two prompts of each pair differ (their length if they do not)."""
         differ = self.clean.ids != self.corrupted.ids

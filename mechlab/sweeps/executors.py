@@ -6,6 +6,7 @@ To run elsewhere, write one class with ``outcomes``: hold one ``Bench`` per devi
 died to another one.
 """
 
+from collections import deque
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Protocol
 
@@ -25,6 +26,30 @@ class Executor(Protocol):
             MechlabError: what no cell is to blame for: a model or task that cannot be had, workers that die one after another.
         """
         ...
+
+
+LIVES = 2
+"""How often a single cell may lose its worker before it is marked failed."""
+MOST_DEATHS = 16
+"""Of workers in a row, with no unit done in between: halving down to one bad cell takes ten."""
+
+
+def buried(unit: Unit, again: deque[Unit], lives: dict[int, int], died: str) -> Generator[Outcome]:
+    """What becomes of a unit whose worker died: halves of it go back to ``again``; a cell alone does until its lives are spent.
+
+    Args:
+        lives: cell -> how many it has left; written to.
+        died: how, for the cell's error.
+    """
+    if len(unit.cells) > 1:
+        again.extend(unit.halves())
+        return
+    [cell] = [number for number, _ in unit.cells]
+    lives[cell] = lives.get(cell, LIVES) - 1
+    if lives[cell]:
+        again.append(unit)
+        return
+    yield Outcome(unit, failed={cell: f"WorkerDied: {died}"})
 
 
 class InProcess:

@@ -17,12 +17,10 @@ from typing import Any
 
 from mechlab.errors import MechlabError
 from mechlab.sweeps.cells import Outcome, Unit
+from mechlab.sweeps.executors import LIVES, MOST_DEATHS, buried
 
 Pipe = Any
 """A connection: of another class on Windows."""
-_LIVES = 2
-_MOST_DEATHS = 16
-"""In a row, with no unit done in between: halving down to one bad cell takes ten."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +119,7 @@ class LocalProcesses:
         return answer
 
     def _too_many(self, deaths: int, worker: _Worker) -> None:
-        if deaths >= _MOST_DEATHS:
+        if deaths >= MOST_DEATHS:
             raise MechlabError(
                 f"{deaths} worker processes died one after another (exit code {worker.process.exitcode}), most likely for lack of memory: "
                 "use fewer --workers, or a smaller model or dtype."
@@ -138,16 +136,8 @@ class LocalProcesses:
 
 def _buried(unit: Unit, again: deque[Unit], lives: dict[int, int], code: int | None) -> Generator[Outcome]:
     """What becomes of a unit whose worker died."""
-    if len(unit.cells) > 1:
-        again.extend(unit.halves())
-        return
-    [cell] = [number for number, _ in unit.cells]
-    lives[cell] = lives.get(cell, _LIVES) - 1
-    if lives[cell]:
-        again.append(unit)
-        return
-    why = f"WorkerDied: its worker process died {_LIVES} times, last with exit code {code} (-9: most likely out of memory)"
-    yield Outcome(unit, failed={cell: why})
+    died = f"its worker process died {LIVES} times, last with exit code {code} (-9: most likely out of memory)"
+    yield from buried(unit, again, lives, died)
 
 
 def _work(pipe: Pipe, make_task: str, device: str, threads: int) -> None:

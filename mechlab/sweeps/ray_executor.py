@@ -14,14 +14,12 @@ from typing import Any
 
 from mechlab.errors import MechlabError
 from mechlab.sweeps.cells import Outcome, Unit
+from mechlab.sweeps.executors import LIVES, MOST_DEATHS, buried
 from mechlab.sweeps.processes import Trouble
 from mechlab.sweeps.ray_cluster import Ray, check_installed, connected, first_line
 
 Ref = Any
 """A promise of Ray: what an actor will answer."""
-_LIVES = 2
-_MOST_DEATHS = 16
-"""In a row and beyond one per worker, with no unit done in between: halving down to one bad cell takes ten."""
 
 
 @dataclass(eq=False)
@@ -148,7 +146,7 @@ class RayExecutor:
         self.workers.append(start())
 
     def _too_many(self, deaths: int, lost: _Lost) -> None:
-        if deaths >= _MOST_DEATHS + len(self.workers):
+        if deaths >= MOST_DEATHS + len(self.workers):
             raise MechlabError(
                 f"{deaths} Ray workers died one after another, the last because: {lost.why} Look into the logs of Ray on its node; where "
                 "memory is short, use fewer --workers, or a smaller model or dtype."
@@ -221,18 +219,9 @@ def _answer(ray: Ray, worker: _Worker) -> Outcome | Trouble | _Lost | None:
 
 def _buried(lost: _Lost, again: deque[Unit], lives: dict[int, int]) -> Generator[Outcome]:
     """What becomes of the unit of a worker that died."""
-    unit = lost.unit
-    if unit is None:
-        return
-    if len(unit.cells) > 1:
-        again.extend(unit.halves())
-        return
-    [cell] = [number for number, _ in unit.cells]
-    lives[cell] = lives.get(cell, _LIVES) - 1
-    if lives[cell]:
-        again.append(unit)
-        return
-    yield Outcome(unit, failed={cell: f"WorkerDied: its Ray worker died {_LIVES} times, the last because: {lost.why}"})
+    if lost.unit is not None:
+        died = f"its Ray worker died {LIVES} times, the last because: {lost.why}"
+        yield from buried(lost.unit, again, lives, died)
 
 
 def _kill(ray: Ray, worker: _Worker) -> None:
