@@ -17,7 +17,9 @@ PACKAGES = ("mechlab", "circuits", "steering", "apps")
 ERRORS, RESULTS, VIEWS = "mechlab.errors", "mechlab.results", "mechlab.views"
 MODELS, LENS, PATCHING, ANALYSES = "mechlab.models", "mechlab.lens", "mechlab.patching", "mechlab.analyses"
 SWEEPS, BACKENDS = "mechlab.sweeps", "mechlab.backends"
-MECHLAB = {ERRORS, RESULTS, VIEWS, MODELS, LENS, PATCHING, ANALYSES, SWEEPS, BACKENDS}
+TEXTS, DICTIONARIES, STUDIES = "mechlab.texts", "mechlab.dictionaries", "mechlab.studies"
+BELOW_STUDIES = {ERRORS, RESULTS, VIEWS, MODELS, LENS, PATCHING, ANALYSES, SWEEPS, BACKENDS, TEXTS, DICTIONARIES}
+MECHLAB = {*BELOW_STUDIES, STUDIES}
 
 # group -> what it may import besides itself
 ARROWS = {
@@ -27,7 +29,10 @@ ARROWS = {
     MODELS: {ERRORS},
     LENS: {ERRORS, MODELS},
     PATCHING: {ERRORS, MODELS, LENS, RESULTS},
-    ANALYSES: {ERRORS, MODELS, LENS, PATCHING, RESULTS},
+    TEXTS: {ERRORS},
+    ANALYSES: {ERRORS, MODELS, LENS, PATCHING, RESULTS, TEXTS},
+    DICTIONARIES: {ERRORS, MODELS, LENS, PATCHING, RESULTS, TEXTS, ANALYSES},
+    STUDIES: BELOW_STUDIES,
     BACKENDS: {ERRORS, MODELS, LENS},
     SWEEPS: {ERRORS, MODELS, LENS, PATCHING, RESULTS},
     "mechlab": MECHLAB,  # its __init__ names the public things
