@@ -4,9 +4,9 @@ from typing import Annotated
 
 import typer
 
-from apps.cli.options import DEFAULT_MODEL, Device, Json
+from apps.cli.options import DEFAULT_MODEL, Device, Json, Revision, TrustRemoteCode
 from apps.cli.output import Answer, table
-from apps.cli.sweep import DEFAULT_SWEEPS, SweepOut, Workers, run_plan, swept_answer
+from apps.cli.sweep import DEFAULT_SWEEPS, Address, Engine, Means, SweepOut, Workers, run_plan, swept_answer
 
 _SHOWN = 10
 
@@ -30,8 +30,12 @@ def ablate(
     seed: Annotated[int, typer.Option("--seed", help="Of the prompts, and of resampling.")] = 0,
     base: Annotated[str, typer.Option("--base", help="The side that is edited: clean or corrupted.")] = "clean",
     out: SweepOut = DEFAULT_SWEEPS,
-    workers: Workers = 1,
+    workers: Workers = None,
+    engine: Engine = "local",
+    address: Address = None,
     device: Device = "auto",
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
     _json: Json = False,
 ) -> Answer:
     """Ablate every site of a grid on a task: which matter?"""
@@ -47,6 +51,7 @@ def ablate(
         {
             "name": f"{verb} {grid} on {task}",
             "models": model,
+            "revision": revision,
             "tasks": {"task": task, "n": n},
             "interventions": intervention,
             "metrics": metric,
@@ -55,7 +60,8 @@ def ablate(
         },
         "The sweep",
     )
-    done = run_plan(plan, out, workers, retry_failed=False, device=device)
+    means = Means(workers, engine, address, device, trust_remote_code=trust_remote_code)
+    done = run_plan(plan, out, means)
     return _with_strongest(swept_answer(done, out), done.plans[0], out)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -9,7 +10,7 @@ import typer
 from rich.console import RenderableType
 from typer.core import TyperGroup
 
-from apps.cli.options import Device, Json
+from apps.cli.options import Device, Json, TrustRemoteCode
 from apps.cli.output import Answer, table, tell
 from apps.cli.progress import duration, reporter
 from mechlab.errors import MechlabError
@@ -50,6 +51,43 @@ Address = Annotated[
 Retry = Annotated[bool, typer.Option("--retry-failed", help="Try cells again that failed before.")]
 
 
+@dataclass(frozen=True)
+class Means:
+    """What a sweep is run with, as its options say."""
+
+    workers: int | None = None
+    engine: str = "local"
+    address: str | None = None
+    device: str = "auto"
+    retry_failed: bool = False
+    trust_remote_code: bool = False
+
+    def settings(self) -> "Settings":
+        from mechlab.sweeps.run import Settings
+
+        return Settings(
+            MAKE_TASK,
+            workers=self.workers or 1,
+            device=self.device,
+            retry_failed=self.retry_failed,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+    def executor(self) -> "Executor | None":
+        """None for this machine, where the settings say how many processes."""
+        if self.engine == "ray":
+            from mechlab.sweeps.ray_executor import RayExecutor
+
+            return RayExecutor(
+                MAKE_TASK, self.address, self.device, self.workers, trust_remote_code=self.trust_remote_code
+            )
+        if self.address is not None:
+            raise MechlabError(
+                f"--address {self.address} names a Ray cluster and the engine is {self.engine!r}: add --engine ray."
+            )
+        return None
+
+
 class PlanOrCommand(TyperGroup):
     """``mechlab sweep PLAN`` is ``mechlab sweep run PLAN``."""
 
@@ -73,6 +111,7 @@ def run(
     retry_failed: Retry = False,
     out: SweepOut = DEFAULT_SWEEPS,
     device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
     _json: Json = False,
 ) -> Answer:
     """Compute the cells of a plan that the store lacks (also: mechlab sweep PLAN)."""
@@ -80,9 +119,9 @@ def run(
 
     asked = read_plan(plan)
     if dry_run:
-        return dry(asked, out, device)
-    work = executor(engine, address, workers, device)
-    return swept_answer(run_plan(asked, out, workers, retry_failed, device, work), out)
+        return dry(asked, out, device, trust_remote_code)
+    means = Means(workers, engine, address, device, retry_failed, trust_remote_code)
+    return swept_answer(run_plan(asked, out, means), out)
 
 
 @app.command("resume")
@@ -93,14 +132,15 @@ def resume(
     address: Address = None,
     retry_failed: Retry = False,
     device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
     _json: Json = False,
 ) -> Answer:
     """Compute what still waits in a store, of all its plans."""
     from mechlab.sweeps.run import resume as go_on
 
-    work = executor(engine, address, workers, device)
+    means = Means(workers, engine, address, device, retry_failed, trust_remote_code)
     with reporter() as progress, resumable(store):
-        done = go_on(store, settings(workers, retry_failed, device), executor=work, progress=progress)
+        done = go_on(store, means.settings(), executor=means.executor(), progress=progress)
     return swept_answer(done, store)
 
 
@@ -190,14 +230,14 @@ def compare(
     )
 
 
-def dry(asked: "SweepPlan", out: str, device: str) -> Answer:
+def dry(asked: "SweepPlan", out: str, device: str, trust_remote_code: bool = False) -> Answer:
     """What a plan would compute and cost."""
     with reporter() as progress:
         progress.stage("loading models and laying out the plan")
         from mechlab.sweeps.estimate import estimate
         from mechlab.sweeps.work import Bench
 
-        found = list(estimate(asked, out, Bench(MAKE_TASK, device)))
+        found = list(estimate(asked, out, Bench(MAKE_TASK, device, trust_remote_code)))
     document = {"plan": asked.name, "groups": [one.as_dict() for one in found], "total": _total(found)}
     rows = [_estimate_row(one) for one in found]
     numbers = ("prompts", "cells", "done", "failed", "to do", "forwards", "computed", "GFLOP", "saved", "MiB")
@@ -212,37 +252,14 @@ def dry(asked: "SweepPlan", out: str, device: str) -> Answer:
     )
 
 
-def run_plan(
-    asked: "SweepPlan",
-    out: str,
-    workers: int | None,
-    retry_failed: bool,
-    device: str,
-    work: "Executor | None" = None,
-) -> "Swept":
+def run_plan(asked: "SweepPlan", out: str, means: Means) -> "Swept":
     """Runs a plan with progress, and says how to go on where it is stopped."""
+    work = means.executor()
     with reporter() as progress, resumable(out):
         progress.stage("loading models and laying out the plan")
         from mechlab.sweeps.run import sweep as compute
 
-        return compute(asked, out, settings(workers, retry_failed, device), executor=work, progress=progress)
-
-
-def settings(workers: int | None, retry_failed: bool, device: str) -> "Settings":
-    from mechlab.sweeps.run import Settings
-
-    return Settings(MAKE_TASK, workers=workers or 1, device=device, retry_failed=retry_failed)
-
-
-def executor(engine: str, address: str | None, workers: int | None, device: str) -> "Executor | None":
-    """None for this machine, where the settings say how many processes."""
-    if engine == "ray":
-        from mechlab.sweeps.ray_executor import RayExecutor
-
-        return RayExecutor(MAKE_TASK, address, device, workers)
-    if address is not None:
-        raise MechlabError(f"--address {address} names a Ray cluster and the engine is {engine!r}: add --engine ray.")
-    return None
+        return compute(asked, out, means.settings(), executor=work, progress=progress)
 
 
 @contextmanager

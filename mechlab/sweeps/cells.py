@@ -24,7 +24,7 @@ class Group:
     """What cells share.
 
     Attributes:
-        model, prepend_bos, task: by which name model and prompts are found; not part of the identity.
+        model, revision, prepend_bos, task: by which name model and prompts are found; not part of the identity.
         fingerprint, dtype: of the model.
         task_hash: of token ids, answers, foils and position labels.
         prompts: how many.
@@ -39,6 +39,7 @@ class Group:
     prompts: int
     base: Base
     metric: str
+    revision: str | None = None
 
     @property
     def key(self) -> bytes:

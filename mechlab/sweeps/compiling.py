@@ -60,7 +60,7 @@ def compiled(plan: SweepPlan, bench: Bench) -> Iterator[Compiled]:
 
 def _of_model(plan: SweepPlan, model: str, bench: Bench) -> Iterator[Compiled]:
     # A generator of its own: when it ends it lets the model go, so that two are never held.
-    lens = bench.lens(model, plan.dtype, plan.prepend_bos)
+    lens = bench.lens(model, plan.dtype, plan.prepend_bos, plan.revision)
     for spec in plan.seeded_tasks():
         task = bench.task(lens, spec)
         cells = _cells(plan, lens, task, spec.seed or 0)
@@ -79,6 +79,7 @@ def _group(plan: SweepPlan, model: str, lens: Lens, spec: TaskSpec, task: Task, 
         prompts=len(task),
         base=plan.base,
         metric=metric,
+        revision=plan.revision,
     )
 
 

@@ -66,7 +66,7 @@ def estimate(plan: SweepPlan, folder: str | Path, bench: Bench) -> Iterator[Esti
 
 
 def _group(one: Compiled, store: CellStore | None, bench: Bench) -> Estimate:
-    lens = bench.lens(one.group.model, one.group.dtype, one.group.prepend_bos)
+    lens = bench.lens_of(one.group)
     task = bench.task(lens, one.group.task)
     costs: list[Plan] = []
     n_done = n_failed = 0

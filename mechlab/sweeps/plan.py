@@ -93,7 +93,8 @@ class SweepPlan(BaseModel):
     Attributes:
         name: for people.
         models: as ``mechlab.load`` takes them.
-        dtype, prepend_bos: how every model is loaded and its prompts are tokenised.
+        dtype, revision, prepend_bos: how every model is loaded and its prompts are tokenised. A plan cannot allow code that comes with a
+            model to run: that is asked of whoever runs it.
         base: the side of the task that is edited.
         seeds: each task without a seed of its own is made with each of these; ``resample`` draws with them too.
     """
@@ -103,6 +104,7 @@ class SweepPlan(BaseModel):
     name: str = "sweep"
     models: Words
     dtype: str = "float32"
+    revision: str | None = None
     prepend_bos: bool | None = None
     tasks: Annotated[tuple[TaskSpec, ...], BeforeValidator(_listed), Field(min_length=1)]
     interventions: Annotated[tuple[Intervention, ...], BeforeValidator(_listed), Field(min_length=1)]

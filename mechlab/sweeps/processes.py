@@ -42,12 +42,19 @@ class LocalProcesses:
     """``n`` processes on this machine, started with the first units.
 
     Args:
-        make_task, device: as ``Bench`` takes them.
+        make_task, device, trust_remote_code: as ``Bench`` takes them.
         threads: of torch in each; None for an even share of the cores.
     """
 
-    def __init__(self, n: int, make_task: str, device: str = "auto", threads: int | None = None) -> None:
-        self._n, self._make_task, self._device = n, make_task, device
+    def __init__(
+        self,
+        n: int,
+        make_task: str,
+        device: str = "auto",
+        threads: int | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self._n, self._bench = n, (make_task, device, trust_remote_code)
         self._threads = threads or max(1, (os.cpu_count() or 1) // n)
         self.workers: list[_Worker] = []
 
@@ -91,7 +98,7 @@ class LocalProcesses:
         ours, theirs = context.Pipe()
         process = context.Process(
             target=_work,
-            args=(theirs, self._make_task, self._device, self._threads),
+            args=(theirs, self._bench, self._threads),
             daemon=True,
             name="mechlab sweep worker",
         )
@@ -140,7 +147,7 @@ def _buried(unit: Unit, again: deque[Unit], lives: dict[int, int], code: int | N
     yield from buried(unit, again, lives, died)
 
 
-def _work(pipe: Pipe, make_task: str, device: str, threads: int) -> None:
+def _work(pipe: Pipe, bench: tuple[str, str, bool], threads: int) -> None:
     """A worker's life: units in, outcomes out, until the parent closes the pipe."""
     import traceback
 
@@ -148,20 +155,20 @@ def _work(pipe: Pipe, make_task: str, device: str, threads: int) -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        _serve(pipe, make_task, device, threads)
+        _serve(pipe, bench, threads)
     except MechlabError as error:
         _send(pipe, Trouble(str(error), is_users=True))
     except Exception:  # told in the parent, with its traceback
         _send(pipe, Trouble(f"A worker process failed:\n{traceback.format_exc()}", is_users=False))
 
 
-def _serve(pipe: Pipe, make_task: str, device: str, threads: int) -> None:
+def _serve(pipe: Pipe, made_of: tuple[str, str, bool], threads: int) -> None:
     import torch
 
     from mechlab.sweeps.work import Bench
 
     torch.set_num_threads(threads)
-    bench = Bench(make_task, device)
+    bench = Bench(*made_of)
     while unit := _received(pipe):
         if not _send(pipe, bench.run(unit)):
             return

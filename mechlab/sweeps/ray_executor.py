@@ -50,6 +50,7 @@ class RayExecutor:
             already keeps its connection.
         device: as ``Bench`` takes it. ``auto`` means GPUs where the cluster has any, else CPU cores.
         workers: how many; None for one per device.
+        trust_remote_code: as ``Bench`` takes it.
         patience: seconds that may pass with no worker at all. A large cluster may take minutes to make room.
 
     Raises:
@@ -63,10 +64,11 @@ class RayExecutor:
         device: str = "auto",
         workers: int | None = None,
         patience: float = 300.0,
+        trust_remote_code: bool = False,
     ) -> None:
         check_installed()
         self._make_task, self._device, self._address = make_task, device, address
-        self._n, self._patience = workers, patience
+        self._n, self._patience, self._trusts = workers, patience, trust_remote_code
         self.workers: list[_Worker] = []
 
     def outcomes(self, units: Iterator[Unit]) -> Generator[Outcome]:
@@ -110,7 +112,7 @@ class RayExecutor:
         actor = ray.remote(**options, max_restarts=0, max_task_retries=0)(Holder)
 
         def start() -> _Worker:
-            handle = actor.remote(self._make_task, self._device)
+            handle = actor.remote(self._make_task, self._device, self._trusts)
             return _Worker(handle, handle.begin.remote())
 
         self.workers = [start() for _ in range(n)]
@@ -161,10 +163,10 @@ class RayExecutor:
 class Holder:
     """What lives in a Ray worker: a ``Bench``, made there."""
 
-    def __init__(self, make_task: str, device: str) -> None:
+    def __init__(self, make_task: str, device: str, trust_remote_code: bool = False) -> None:
         os.environ["OMP_NUM_THREADS"] = "1"
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        self._make_task, self._device = make_task, device
+        self._made_of = (make_task, device, trust_remote_code)
         self._bench: Any = None
 
     def begin(self) -> Trouble | None:
@@ -183,7 +185,7 @@ class Holder:
         from mechlab.sweeps.work import Bench
 
         torch.set_num_threads(1)
-        self._bench = Bench(self._make_task, self._device)
+        self._bench = Bench(*self._made_of)
 
 
 def _tried(work: Callable[[], object]) -> object:

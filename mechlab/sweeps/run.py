@@ -28,7 +28,7 @@ class Settings:
     Attributes:
         make_task: ``module:function`` of ``(lens, name, n, *, seed, split) -> Task``.
         workers: 1 for this process, more for as many local processes.
-        device: as ``mechlab.load`` takes it.
+        device, trust_remote_code: as ``mechlab.load`` takes them.
         retry_failed: cells that failed before are tried again.
         unit_seconds: how long an engine call should take: what ``kill -9`` can lose per worker. Measured by a clock that never jumps.
         unit_cells: most cells in a unit.
@@ -40,6 +40,7 @@ class Settings:
     retry_failed: bool = False
     unit_seconds: float = 4.0
     unit_cells: int = 2000
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def resume(
 def _bench(settings: Settings) -> "Bench":
     from mechlab.sweeps.work import Bench  # this imports torch
 
-    return Bench(settings.make_task, settings.device)
+    return Bench(settings.make_task, settings.device, settings.trust_remote_code)
 
 
 def _to_do(counts: Counts, settings: Settings) -> int:
@@ -174,7 +175,9 @@ def _executor(settings: Settings, bench: "Bench") -> "Executor":
     if settings.workers == 1:
         return InProcess(bench)
     bench.clear()  # the workers hold models of their own
-    return LocalProcesses(settings.workers, settings.make_task, settings.device)
+    return LocalProcesses(
+        settings.workers, settings.make_task, settings.device, trust_remote_code=settings.trust_remote_code
+    )
 
 
 @contextmanager

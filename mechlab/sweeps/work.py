@@ -28,22 +28,27 @@ class Bench:
 
     Args:
         make_task: ``module:function`` of ``(lens, name, n, *, seed, split) -> Task``. Text, so that another process can find it.
-        device: as ``mechlab.load`` takes it.
+        device, trust_remote_code: as ``mechlab.load`` takes them.
     """
 
-    def __init__(self, make_task: str, device: str = "auto") -> None:
+    def __init__(self, make_task: str, device: str = "auto", trust_remote_code: bool = False) -> None:
         module, _, function = make_task.partition(":")
         self._make_task: Callable[..., Task] = getattr(importlib.import_module(module), function)
-        self._device = device
+        self._device, self._trusts = device, trust_remote_code
         self._lens: tuple[object, Lens] | None = None
         self._task: tuple[object, Task] | None = None
 
-    def lens(self, model: str, dtype: str, prepend_bos: bool | None) -> Lens:
-        wanted = (model, dtype, prepend_bos)
+    def lens(self, model: str, dtype: str, prepend_bos: bool | None, revision: str | None = None) -> Lens:
+        wanted = (model, dtype, prepend_bos, revision)
         if self._lens is None or self._lens[0] != wanted:
             self.clear()
-            self._lens = (wanted, Lens(load(model, device=self._device, dtype=dtype), prepend_bos=prepend_bos))
+            loaded = load(model, device=self._device, dtype=dtype, revision=revision, trust_remote_code=self._trusts)
+            self._lens = (wanted, Lens(loaded, prepend_bos=prepend_bos))
         return self._lens[1]
+
+    def lens_of(self, group: Group) -> Lens:
+        """The model that a group's cells are for."""
+        return self.lens(group.model, group.dtype, group.prepend_bos, group.revision)
 
     def task(self, lens: Lens, spec: TaskSpec) -> Task:
         if self._task is None or self._task[0] != spec:
@@ -62,7 +67,7 @@ class Bench:
         Raises:
             MechlabError: model or task cannot be had, or are no longer what the cells were planned for.
         """
-        lens = self.lens(unit.group.model, unit.group.dtype, unit.group.prepend_bos)
+        lens = self.lens_of(unit.group)
         task = self.task(lens, unit.group.task)
         _check_same(unit.group, lens, task)
         outcome = Outcome(unit)

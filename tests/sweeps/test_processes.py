@@ -52,7 +52,7 @@ def test_what_a_worker_cannot_load_is_told_in_the_parent(settings, monkeypatch):
     ours.send(Unit(1, Group(**{**GROUP.__dict__, "model": "/no/such/folder"}), ((1, "[]"),)))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    _work(theirs, settings.make_task, "cpu", torch.get_num_threads())
+    _work(theirs, (settings.make_task, "cpu", False), torch.get_num_threads())
     trouble = ours.recv()
     assert isinstance(trouble, Trouble) and trouble.is_users and "/no/such/folder" in trouble.message
 

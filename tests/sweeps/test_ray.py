@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
-from apps.cli.sweep import executor
+from apps.cli.sweep import Means
 from mechlab.errors import MechlabError
 from mechlab.sweeps import ray_executor
 from mechlab.sweeps.cells import Group, Outcome, Unit
@@ -182,10 +182,10 @@ def test_without_ray_the_extra_is_named(monkeypatch, settings):
 
 @with_ray
 def test_the_command_line_chooses_the_engine():
-    assert executor("local", None, None, "cpu") is None
-    assert isinstance(executor("ray", "auto", 2, "cpu"), RayExecutor)
+    assert Means().executor() is None
+    assert isinstance(Means(2, "ray", "auto", "cpu").executor(), RayExecutor)
     with pytest.raises(MechlabError, match=r"--address h:1 .* add --engine ray"):
-        executor("local", "h:1", None, "cpu")
+        Means(address="h:1").executor()
 
 
 @with_ray

@@ -1,7 +1,9 @@
 """A sweep computes what the engine computes, once; what fails stays apart; what is there is not computed again."""
 
 import json
+import shutil
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,8 @@ from mechlab.patching.task import Task
 from mechlab.sweeps import work
 from mechlab.sweeps.cells import Unit, cell_key
 from mechlab.sweeps.export import compare, export, group_effects
+from mechlab.sweeps.plan import PlanError, parse_plan
+from mechlab.sweeps.processes import LocalProcesses
 from mechlab.sweeps.run import Settings, resume, sweep
 from mechlab.sweeps.store import CellStore
 from mechlab.sweeps.work import Bench
@@ -290,3 +294,27 @@ def test_models_are_compared_cell_by_cell(plan, settings, tiny_folder: Path, mon
     across = compare(tmp_path / "one", tmp_path / "twin")
     assert len(across) == 12 and across["difference"].abs().max() > 0.1
     assert set(across["model_b"]) == {twin}
+
+
+def test_code_that_comes_with_a_model_runs_only_when_the_user_says_so(tiny_folder, tmp_path, settings):
+    """A plan is a file from anywhere: it cannot say so itself."""
+    one = {"sites": "L0H0", "verb": "zero"}
+    with pytest.raises(PlanError, match="trust_remote_code"):
+        parse_plan({"models": "m", "tasks": {"task": "ioi"}, "interventions": one, "trust_remote_code": True})
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    record = json.loads((folder / "config.json").read_text())
+    own = {"auto_map": {"AutoConfig": "mine.MineConfig", "AutoModelForCausalLM": "mine.LlamaForCausalLM"}}
+    (folder / "config.json").write_text(json.dumps({**record, **own, "model_type": "mine"}))
+    (folder / "mine.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM as Theirs\n"
+        "class MineConfig(LlamaConfig):\n    model_type = 'mine'\n"
+        "class LlamaForCausalLM(Theirs):\n    config_class = MineConfig\n"
+    )
+    fields = {"models": str(folder), "tasks": {"task": "ioi", "n": 3}}
+    asked = parse_plan({**fields, "interventions": {"sites": "z[0.*]", "verb": "zero"}})
+    with pytest.raises(ModelError, match="--trust-remote-code"):
+        sweep(asked, tmp_path / "store", settings)
+    trusting = replace(settings, trust_remote_code=True)
+    assert sweep(asked, tmp_path / "store", trusting).counts.done == 4
+    worker = LocalProcesses(1, settings.make_task, "cpu", threads=1, trust_remote_code=True)
+    assert sweep(asked, tmp_path / "other", trusting, executor=worker).counts.done == 4
