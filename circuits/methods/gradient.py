@@ -21,7 +21,7 @@ from mechlab.results.study import Progress
 TOKENS_AT_ONCE = 128
 """Runs of one batch go through the model together up to so many tokens: enough to fill a matrix product, and no more to keep."""
 
-TOKENS_KEPT = 1024
+TOKENS_KEPT = 200
 """Gradients are kept of runs of so many tokens, and then multiplied at once: only their mean counts."""
 
 Runs = Callable[[Parts, Parts], Iterator[Override]]
