@@ -133,7 +133,8 @@ def tokenize(model: Model, prompts: Prompts, *, prepend_bos: bool | None = None)
     padded = torch.zeros(len(ids), max(lengths), dtype=torch.long)  # the padding id is never attended to
     for row, prompt_ids in enumerate(ids):
         padded[row, : len(prompt_ids)] = torch.tensor(prompt_ids)
-    pieces = tuple(tuple(str(model.tokenizer.decode([i])) for i in row) for row in ids)
+    texts = {i: str(model.tokenizer.decode([i])) for i in {i for row in ids for i in row}}
+    pieces = tuple(tuple(texts[i] for i in row) for row in ids)
     return Tokens(padded, lengths, pieces)
 
 
