@@ -68,8 +68,9 @@ def test_a_signal_that_foreign_code_turns_into_another_error(cli, monkeypatch, n
     assert signal.getsignal(number) is before
 
 
-def test_a_pipe_whose_reader_has_left():
-    program = "import sys; from apps.cli.main import main; sys.exit(main(['studies', '--json']))"
+@pytest.mark.parametrize("asked", [["studies", "--json"], ["run", "--help"]])
+def test_a_pipe_whose_reader_has_left(asked: list[str]):
+    program = f"import sys; from apps.cli.main import main; sys.exit(main({asked}))"
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
         assert running.stdout and running.stderr
         running.stdout.close()
