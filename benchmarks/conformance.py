@@ -36,7 +36,8 @@ from mechlab.backends import NnsightLens
 from mechlab.errors import MechlabError
 from mechlab.lens.edit import VERBS, Edit, patch, pattern, route, scale
 from mechlab.lens.lens import Lens
-from mechlab.lens.site import KINDS, Site
+from mechlab.lens.site import KINDS as EVERY_KIND
+from mechlab.lens.site import Site
 from mechlab.models import FAMILIES
 from mechlab.patching.task import Task
 from mechlab.results.provenance import cpu_name
@@ -44,6 +45,8 @@ from mechlab.results.provenance import cpu_name
 ROOT = Path(__file__).parent.parent
 BACKENDS = ("lens", "sweep", "nnsight", "bridge")
 ABSENT = "not in this family"
+# Which experts are chosen follows from their weights; what each writes is the Lens's own (tests/lens/test_routing.py).
+KINDS = {name: kind for name, kind in EVERY_KIND.items() if name not in ("expert_choice", "expert_out")}
 LAYER, INDEX, ANSWER, FOIL = 1, 1, 7, 11
 Cell = float | str
 Matrix = dict[str, dict[str, dict[str, dict[str, Cell]]]]
@@ -256,7 +259,8 @@ def _fits(kind: str, verb: str) -> bool:
         kind, ()
     ):
         return False
-    return {"route": kind == "router", "pattern": kind == "pattern"}.get(verb, True)
+    # a splice needs a dictionary, which only the lens takes: tests/dictionaries/test_splice.py
+    return {"route": kind == "router", "pattern": kind == "pattern", "splice": False}.get(verb, True)
 
 
 def _read_cells(runners: dict[str, Any], plain: Any, at: Site) -> dict[str, Cell]:
@@ -418,9 +422,9 @@ def page(matrix: Matrix, scale_of_logits: float) -> str:
                 for f in families
             ]
             lines.append(f"| {kind} | {' | '.join(map(shown, row))} |")
-        lines += _notes(backend)
+        lines += _BRIDGE_NOTES if backend == "bridge" else []
     lines += ["", "## Verbs", "", f"| verb | {' | '.join(BACKENDS)} |", "|---" * 5 + "|"]
-    for verb in ("read", *VERBS):
+    for verb in ("read", *(verb for verb in VERBS if verb != "splice")):
         cells = [[kinds[k][verb][b] for kinds in matrix.values() for k in kinds if verb in kinds[k]] for b in BACKENDS]
         lines.append(
             f"| {verb} | {' | '.join(shown(together([c for c in one if isinstance(c, float)] or ['–'])) for one in cells)} |"
@@ -428,19 +432,12 @@ def page(matrix: Matrix, scale_of_logits: float) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _notes(backend: str) -> list[str]:
-    if backend != "bridge":
-        return [
-            "",
-            "`result` of Gemma and OLMo-2 stands out by one case: with every head's result zeroed, the norm after attention divides what",
-            "rounding left of their sum by its own size.",
-        ]
-    return [
-        "",
-        "Large numbers: the hook is another tensor (Gemma 2's logits before soft-capping), or an edit there reaches a part of what",
-        "reads it (resid_mid: the MLP, not the sum after it), or nothing (router logits: experts are chosen by then). In words: no hook",
-        "of that name, a hook that never fires, a verb that it has no hook for, or an error. Tensors are compared in the lens's axes.",
-    ]
+_BRIDGE_NOTES = [
+    "",
+    "Large numbers: the hook is another tensor (Gemma 2's logits before soft-capping), or an edit there reaches a part of what",
+    "reads it (resid_mid: the MLP, not the sum after it), or nothing (router logits: experts are chosen by then). In words: no hook",
+    "of that name, a hook that never fires, a verb that it has no hook for, or an error. Tensors are compared in the lens's axes.",
+]
 
 
 def written(matrix: Matrix) -> str:
@@ -462,12 +459,15 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    matrix: Matrix = {}
+    found: Matrix = json.loads(options.data.read_text(encoding="utf-8")) if options.data.exists() else {}
     for family in options.families:
-        matrix[family] = family_matrix(family)
-        print(family, {b: shown(together(_numbers(matrix[family], b))) for b in BACKENDS}, flush=True)
+        found[family] = family_matrix(family)
+        print(family, {b: shown(together(_numbers(found[family], b))) for b in BACKENDS}, flush=True)
+    matrix = {
+        family: found[family] for family in FAMILIES if family in found
+    }  # a family that is made again replaces its column
     options.data.write_text(written(matrix), encoding="utf-8")
-    options.out.write_text(page(matrix, largest_logit(options.families)), encoding="utf-8")
+    options.out.write_text(page(matrix, largest_logit(list(matrix))), encoding="utf-8")
 
 
 def _numbers(kinds: dict[str, dict[str, dict[str, Cell]]], backend: str) -> list[Cell]:

@@ -21,11 +21,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from circuits.tasks.prompts import special_prefix
 from mechlab.errors import PromptError
 from mechlab.lens.lens import Lens
 from mechlab.lens.site import Site
 from mechlab.lens.tokens import Tokens
+from mechlab.lens.vocabulary import special_prefix
 
 Floats = NDArray[np.float64]
 CASES = ("repeated", "non-repeated")
@@ -89,13 +89,6 @@ class Sequences:
     def second_half(self) -> range:
         """Positions of the second copy, or of what stands in its place."""
         return range(self.start + self.k, self.start + 2 * self.k)
-
-
-def ordinary_tokens(lens: Lens) -> list[int]:
-    """Ids of all tokens that are neither special nor added to the vocabulary later."""
-    tokenizer = lens.model.tokenizer
-    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    return [token for token in range(min(len(tokenizer), lens.model.vocab_size)) if token not in special]
 
 
 def sequences(lens: Lens, ids: Sequence[int], n: int, k: int, *, seed: int = 0) -> Sequences:

@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from circuits.controls import Head, matched_random_heads
-from circuits.detectors import DETECTORS, MIN_TOKENS, Sequences, ordinary_tokens, scores, sequences
+from circuits.detectors import DETECTORS, MIN_TOKENS, Sequences, scores, sequences
 from circuits.studies import heads_claims, heads_tables
 from circuits.studies.heads_ablation import ablation, composition, losses, pool_of
 from circuits.studies.heads_evidence import FEEDING, MEASURED, Choice, Evidence, Side, control_scores, own_scores
 from mechlab.analyses.circumstances import model_info, provenance
 from mechlab.errors import MechlabError
 from mechlab.lens.lens import Lens
+from mechlab.lens.vocabulary import ordinary_tokens
 from mechlab.models.twin import random_twin
 from mechlab.results.report import Report
 from mechlab.results.study import Progress, Study

@@ -10,9 +10,10 @@ Tokens are words or parts of words (letters only), never special ones. Discovery
 
 import random
 
-from circuits.tasks.prompts import Split, TokenPair, drawn, is_unknown, randomness, special_prefix
+from circuits.tasks.prompts import Split, TokenPair, drawn, is_unknown, randomness
 from mechlab.errors import PromptError
 from mechlab.lens.lens import Lens
+from mechlab.lens.vocabulary import special_prefix
 from mechlab.patching.task import Task
 
 N_TOKENS = 10

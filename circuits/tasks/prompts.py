@@ -255,10 +255,3 @@ def _ids(lens: Lens, text: str) -> list[int]:
 
 def _short(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:28]} ... {text[-27:]}"
-
-
-def special_prefix(lens: Lens) -> list[int]:
-    """The ids that the lens puts before any text (the tokenizer's BOS, or nothing)."""
-    ids = lens.tokens("a").ids[0].tolist()
-    plain = lens.model.tokenizer("a", add_special_tokens=False)["input_ids"]
-    return ids[: len(ids) - len(plain)]

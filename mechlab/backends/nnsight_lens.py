@@ -25,6 +25,7 @@ from mechlab.lens.layout import Layout
 from mechlab.lens.lens import Lens, Sources
 from mechlab.lens.reading import Run, at_ends, view
 from mechlab.lens.site import Site
+from mechlab.lens.splice import Spliceable
 from mechlab.lens.tokens import Prompts, Tokens
 from mechlab.models.model import Model
 from mechlab.models.twin import over_same_weights
@@ -114,6 +115,7 @@ class _Traced(Lens):
         edits: Sequence[Edit],
         sites: Sequence[Site],
         sources: Mapping[str, Source],
+        dictionaries: Mapping[str, Spliceable],  # noqa: ARG002 (a splice is refused when the program is made)
         logits: str,
         touched: Counter[Edit],
     ) -> Run:

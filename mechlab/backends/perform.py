@@ -75,14 +75,17 @@ def _unview(new: torch.Tensor, whole: torch.Tensor, step: dict[str, Any]) -> tor
 
 
 def _at_result(module: Any, step: dict[str, Any], kept: dict[str, Any]) -> None:
-    """Each head's part of the projection is linear in it, so what an edit changes is added to the output."""
+    """As ``hooks._result``: heads and bias sum to the output; tokens that no edit changes keep the module's own bits."""
     z = module.input.unflatten(-1, step["heads"])
     weight = (module.weight.T if step["transposed"] else module.weight).unflatten(0, step["heads"])
     result = torch.einsum("bphd,hdm->bphm", z, weight)
     output = module.output
     new = _through(result, step["taps"][0], kept)
     if step["taps"][0]["edits"]:
-        module.output = output + (new - result).sum(dim=2)
+        changed = (new != result).flatten(2).any(dim=2, keepdim=True)
+        bias = getattr(module, "bias", None)
+        total = new.sum(dim=2)
+        module.output = torch.where(changed, total if bias is None else total + bias, output)
 
 
 def _at_logits(model: Any, step: dict[str, Any], kept: dict[str, Any]) -> None:
@@ -154,6 +157,8 @@ def _at_router(module: Any, step: dict[str, Any], kept: dict[str, Any]) -> None:
     if "expert_weights" in taps:
         dense = torch.zeros_like(logits).scatter(1, indices, weights.to(logits.dtype))
         _keep(dense.unflatten(0, (step["n_batch"], -1)), taps["expert_weights"], kept)
+    if "expert_choice" in taps:
+        _keep(indices.unflatten(0, (step["n_batch"], -1)), taps["expert_choice"], kept)
 
 
 def _chosen(step: dict[str, Any], logits: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -202,10 +207,33 @@ def _edited(activation: torch.Tensor, edit: dict[str, Any]) -> torch.Tensor:
     if edit["index"] is not None:
         where = (*where, edit["index"])
     part = activation[where]
-    new = _changed(part, edit).to(activation.dtype)
+    new = _changed(part, edit) if edit["steer"] is None else _steered(part, edit, edit["steer"])
+    new = new.to(activation.dtype)
     result = activation.clone()
     result[where] = new.masked_fill(part.isneginf(), float("-inf")) if edit["keeps_hidden"] else new
     return result
+
+
+def _steered(part: torch.Tensor, edit: dict[str, Any], steer: dict[str, Any]) -> torch.Tensor:
+    """What ``mechlab.lens.steer`` does, which cannot be here (see above); tests hold the two equal."""
+    wide = part.to(torch.promote_types(part.dtype, torch.float32))
+    along, gate = (None if steer[name] is None else steer[name].to(wide) for name in ("along", "gate"))
+    if edit["change"] == "add":
+        shift = edit["value"].to(wide)
+        if steer["times_rms"]:
+            shift = shift * wide.square().mean(-1, keepdim=True).sqrt()
+        if steer["adaptive"] is not None:
+            against = -torch.nn.functional.cosine_similarity(wide, shift, dim=-1)
+            shift = shift * torch.sigmoid(steer["adaptive"] * against.clamp_min(0))[..., None]
+        new = wide + shift
+        if steer["keep_norm"]:
+            new = new * (wide.norm(dim=-1, keepdim=True) / new.norm(dim=-1, keepdim=True).clamp_min(1e-30))
+    elif along is not None:
+        height = wide @ along
+        new = wide + (height.clamp(*edit["value"]) - height)[..., None] * along
+    else:
+        new = _changed(part, edit)
+    return new if gate is None else torch.where((wide @ gate > steer["threshold"])[..., None], new, part.to(new.dtype))
 
 
 def _changed(part: torch.Tensor, edit: dict[str, Any]) -> torch.Tensor:

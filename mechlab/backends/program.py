@@ -8,23 +8,25 @@ rows), the cells it touched are counted, and a mistake is told in the lens's own
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mechlab.errors import EditError, SiteError
 from mechlab.lens.apply import Window, apply, orthonormal
 from mechlab.lens.edit import Edit
 from mechlab.lens.layout import Block, Layout
-from mechlab.lens.routing import choose, renormalises
+from mechlab.lens.routing import Rule, Switches, choose, rule_of
 from mechlab.lens.site import KINDS, Site
+from mechlab.lens.steer import Steer
 
 Step = dict[str, Any]
 OPERATION = "attention_interface_1"
 """nnsight's name for the call of the attention function in transformers' attention modules (``_0`` is the line that looks it up)."""
 _ATTENTION = ("q", "k", "v", "scores", "pattern")
-_ROUTER = ("router", "expert_weights")
+_ROUTER = ("router", "expert_weights", "expert_choice")
 _BY_HEAD = ("scores", "pattern")
 _CHANGE = {
     "zero": "set",
@@ -73,6 +75,10 @@ def compiled(
         return taps.setdefault(at.whole, {"kind": at.kind, "edits": [], "reads": {}})
 
     for edit in edits:
+        if edit.verb == "splice":
+            raise EditError(
+                f"Edit {edit} does not run through nnsight: run it with the Lens, which takes dictionaries."
+            )
         if edit.verb == "route":
             tap(edit.site)
             continue
@@ -113,6 +119,10 @@ def _step(layout: Layout, paths: Mapping[nn.Module, str], at: Site, window: Wind
     if at.kind == "result":
         transposed = isinstance(block.attn_proj, nn.Linear)
         return step | {"port": "result", "path": paths[block.attn_proj], "heads": heads, "transposed": transposed}
+    if at.kind == "expert_out":
+        raise SiteError(
+            f"Site {at} is not computed through nnsight: read it with the Lens, or read expert_weights here."
+        )
     port, module = _port(block, at.kind)
     half = (0 if at.kind == "mlp_pre" else 1) if module is block.gate_up else None
     return step | {"port": port, "path": _path(paths, module), "heads": heads if at.kind == "z" else None, "half": half}
@@ -142,7 +152,9 @@ def _path(paths: Mapping[nn.Module, str], module: nn.Module | None) -> str:
 def _resolved(layout: Layout, window: Window, edit: Edit, dtype: torch.dtype) -> tuple[list[Step], int]:
     """The edit at its cells as plain data (nothing if it touches none of these prompts), and how many cells it touches."""
     zeros = torch.zeros(_shape(layout, edit.site, window), dtype=torch.promote_types(dtype, torch.float32))
-    after, n_touched = apply(edit, zeros, window)
+    # Without its conditions: they depend on the activation, and are seen to in the trace.
+    plain = replace(edit, steer=Steer(start=edit.steer.start, stop=edit.steer.stop)) if edit.steer else edit
+    after, n_touched = apply(plain, zeros, window)
     if not n_touched:
         return [], 0
     cells = window.cells(edit, window.tokens.width)
@@ -155,17 +167,30 @@ def _resolved(layout: Layout, window: Window, edit: Edit, dtype: torch.dtype) ->
         "change": _CHANGE[edit.verb],
         "keeps_hidden": edit.site.kind == "scores",
         "value": _value(edit, left),
+        "steer": _steer(edit.steer, left) if edit.steer and edit.steer.by_activation else None,
     }
     if edit.verb == "project":
         data["basis"] = orthonormal(edit, left)
     return [data], n_touched
 
 
+def _steer(steer: Steer, left: Tensor) -> Step:
+    """The conditions as plain data, directions at length 1 and of the activation's size."""
+    if any(given is not None and len(given) != left.shape[-1] for given in (steer.along, steer.gate)):
+        raise EditError(f"A direction of another size than {left.shape[-1]} does not fit these activations.")
+    units = {
+        name: None if given is None else torch.nn.functional.normalize(torch.tensor(given, dtype=left.dtype), dim=0)
+        for name, given in (("along", steer.along), ("gate", steer.gate))
+    }
+    plain = {name: getattr(steer, name) for name in ("times_rms", "keep_norm", "adaptive", "threshold")}
+    return plain | units
+
+
 def _value(edit: Edit, left: Tensor) -> Any:
     if edit.verb == "clamp":
         return edit.low, edit.high
     if edit.verb == "scale":
-        return float(edit.value)  # pyright: ignore[reportArgumentType]
+        return torch.tensor(edit.value) if isinstance(edit.value, tuple) else float(edit.value or 0)
     return torch.zeros(()) if edit.verb == "zero" else left
 
 
@@ -190,19 +215,31 @@ def _switched(
     masks: dict[str, Tensor] = {}
     for edit in edits:
         assert edit.state is not None
+        if edit.weight is not None or not edit.renormalise:
+            raise EditError(
+                f"Edit {edit} does not run through nnsight, which switches with renormalise=True and no weight: use the Lens."
+            )
         cells = window.cells(edit, window.tokens.width)
         mask = masks.setdefault(edit.state, torch.zeros(shape, dtype=torch.bool))
         mask[cells.batch, cells.column, edit.site.index] = True
         touched[edit] += len(cells)
     flat = {state: mask.flatten(0, 1) for state, mask in masks.items()}
-    choose(router, torch.zeros(shape).flatten(0, 1), flat.get("off"), flat.get("on"))  # refuses what cannot be chosen
-    return {"rule": _rule(router), "switches": flat}
+    rule = rule_of(router)
+    if not rule.is_plain:
+        raise EditError(
+            f"Routing edits on {type(router).__name__}, which chooses by groups, do not run through nnsight: use the Lens."
+        )
+    logits = torch.zeros(shape).flatten(0, 1)
+    switches = Switches.none(len(logits), shape[-1])
+    for state, mask in flat.items():
+        getattr(switches, state).copy_(mask)
+    choose(router, logits, switches)  # refuses what cannot be chosen
+    return {"rule": _rule(rule), "switches": flat}
 
 
-def _rule(router: nn.Module) -> Step:
-    chosen = type(router).__name__ == "GptOssTopKRouter"
+def _rule(rule: Rule) -> Step:
     return {
-        "k": int(router.top_k),  # pyright: ignore[reportArgumentType]
-        "softmax": "over the chosen" if chosen else "over all",
-        "renormalises": renormalises(router),
+        "k": rule.k,
+        "softmax": "over the chosen" if rule.scores == "chosen" else "over all",
+        "renormalises": rule.normalised,
     }

@@ -4,7 +4,7 @@ Activations arrive by position, ``[batch, pos, ...]`` (scores and patterns as ``
 ``(row, position)`` cells of it, and within a cell one unit or all of them. Nothing is written in place.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mechlab.errors import EditError, PromptError
 from mechlab.lens.edit import Edit
+from mechlab.lens.steer import clamped_along, in_window, moved, where_open
 from mechlab.lens.tokens import Tokens
 
 
@@ -86,6 +87,10 @@ class Window:
         touched = at < lengths if edit.phase == "prompt" else at >= lengths if edit.phase == "generated" else at >= 0
         if not generating:
             touched = touched & (at < lengths)  # padding is never edited
+        if edit.start:
+            touched = touched & (at >= edit.start)
+        if edit.steer and edit.steer.windowed:
+            touched = touched & in_window(edit.steer, at, lengths)
         if edit.site.pos is not None:
             touched = touched & (at == torch.tensor(self.tokens.positions(edit.site.pos))[:, None])
         touched = touched.expand(len(self.rows), -1)
@@ -93,12 +98,21 @@ class Window:
         return Cells(batch, column, torch.tensor(self.rows)[batch], column + start)
 
 
-def apply(edit: Edit, activation: Tensor, place: Place, turn: int = 0, *, owned: bool = False) -> tuple[Tensor, int]:
+def apply(
+    edit: Edit,
+    activation: Tensor,
+    place: Place,
+    turn: int = 0,
+    *,
+    owned: bool = False,
+    change: Callable[[Tensor, Cells], Tensor] | None = None,
+) -> tuple[Tensor, int]:
     """The activation after ``edit``, and how many cells it touched.
 
     Args:
         activation: ``[batch, pos, ...]``; never written to, unless it is ``owned``: a copy that an earlier edit made.
         turn: which of a row's edits at this site it is, where rows have different edits (see ``Placed``).
+        change: what is done to the touched ``[n, ...]`` instead of what the verb alone says (a splice needs its dictionary).
     """
     cells = place.cells(edit, activation.shape[1], turn)
     if not len(cells):
@@ -106,7 +120,8 @@ def apply(edit: Edit, activation: Tensor, place: Place, turn: int = 0, *, owned:
     old = activation[cells.batch, cells.column]  # [n, ...]
     index = edit.site.index
     part = old if index is None else old[:, index]
-    new = _transform(edit, part, place, cells).to(activation.dtype)
+    new = change(part, cells) if change else _transform(edit, part, place, cells)
+    new = (where_open(edit.steer, part, new) if edit.steer else new).to(activation.dtype)
     if edit.site.kind == "scores":
         new = new.masked_fill(part.isneginf(), float("-inf"))  # no edit lets a query see what the model hides from it
     elif edit.site.kind == "pattern":
@@ -132,10 +147,13 @@ def _transform(edit: Edit, part: Tensor, place: Place, cells: Cells) -> Tensor:
         case "zero":
             return torch.zeros_like(part)
         case "scale":
-            return part * float(edit.value)  # pyright: ignore[reportArgumentType]
+            return part * (_vector(edit, part) if isinstance(edit.value, tuple) else float(edit.value or 0))
         case "add":
-            return part + edit.strength * _vector(edit, part)
+            vector = edit.strength * _vector(edit, part)
+            return moved(edit.steer, part, vector) if edit.steer else part + vector
         case "clamp":
+            if edit.steer and edit.steer.along is not None:
+                return clamped_along(edit.steer.along, part, edit.low, edit.high)
             return part.clamp(edit.low, edit.high)
         case "patch" | "resample" | "mean":
             return _from_source(edit, part, place, cells)
@@ -147,6 +165,8 @@ def _transform(edit: Edit, part: Tensor, place: Place, cells: Cells) -> Tensor:
             return _pattern_rows(edit, part, cells)
         case "route":
             raise AssertionError("routing edits are applied at the router")
+        case "splice":
+            raise AssertionError("a splice is applied with its dictionary")
 
 
 def _vector(edit: Edit, part: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Generation with edits: prompts of one length go together, each step reuses the keys and values of the steps before."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,8 +14,14 @@ from mechlab.lens.apply import Source, Window, check_touched
 from mechlab.lens.edit import Edit
 from mechlab.lens.hooks import Placed, count_touched, installed, make_taps
 from mechlab.lens.layout import Layout
+from mechlab.lens.splice import Spliceable
 from mechlab.lens.tokens import Tokens
 from mechlab.models.model import Model
+
+Given: TypeAlias = tuple[Sequence[Edit], Mapping[str, Source], Mapping[str, Spliceable]]
+"""Edits, and what they name: sources and dictionaries."""
+OnToken: TypeAlias = Callable[[int, int], None]
+"""Told each new token as soon as it is there: index of the prompt, token id."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,8 @@ def generate(
     max_new_tokens: int,
     sampling: Sampling | None,
     stop_at_eos: bool,
+    dictionaries: Mapping[str, Spliceable],
+    on_token: OnToken | None = None,
 ) -> list[Generation]:
     """One Generation per prompt, in order. See ``Lens.generate``."""
     _check(model, tokens, edits, max_new_tokens)
@@ -62,7 +71,8 @@ def generate(
     touched: Counter[Edit] = Counter()
     for length in sorted(set(tokens.lengths)):
         rows = [row for row, n in enumerate(tokens.lengths) if n == length]
-        new = _group(model, layout, tokens, rows, edits, sources, max_new_tokens, sampling, stop_at_eos, touched)
+        given = (edits, sources, dictionaries)
+        new = _group(model, layout, tokens, rows, given, max_new_tokens, sampling, stop_at_eos, touched, on_token)
         done.update(zip(rows, new, strict=True))
     check_touched(edits, touched)
     return [
@@ -95,13 +105,14 @@ def _group(
     layout: Layout,
     tokens: Tokens,
     rows: list[int],
-    edits: Sequence[Edit],
-    sources: Mapping[str, Source],
+    given: Given,
     max_new_tokens: int,
     sampling: Sampling | None,
     stop_at_eos: bool,
     touched: Counter[Edit],
+    on_token: OnToken | None,
 ) -> list[list[int]]:
+    edits, sources, dictionaries = given
     batch = tokens.select(rows)
     # Each prompt draws from its own generator, so its text does not depend on what it is batched with.
     generators = [torch.Generator().manual_seed((sampling.seed if sampling else 0) * 1_000_003 + row) for row in rows]
@@ -110,11 +121,13 @@ def _group(
     stops = _eos_ids(model) if stop_at_eos else set[int]()
     for step in range(max_new_tokens):
         window = Window(batch, tuple(rows), batch.width + step, sources, len(tokens))
-        logits = _step(model, layout, ids, window, edits, cache, touched)
+        logits = _step(model, layout, ids, window, edits, dictionaries, cache, touched)
         chosen = [_choose(row, sampling, generator) for row, generator in zip(logits, generators, strict=True)]
-        for out, token in zip(new, chosen, strict=True):
+        for row, out, token in zip(rows, new, chosen, strict=True):
             if not (out and out[-1] in stops):
                 out.append(token)
+                if on_token:
+                    on_token(row, token)
         if all(out[-1] in stops for out in new):
             break
         ids = torch.tensor(chosen)[:, None]
@@ -128,10 +141,11 @@ def _step(
     ids: Tensor,
     window: Window,
     edits: Sequence[Edit],
+    dictionaries: Mapping[str, Spliceable],
     cache: DynamicCache,
     touched: Counter[Edit],
 ) -> Tensor:
-    taps = make_taps(window, map(Placed, edits))
+    taps = make_taps(window, map(Placed, edits), (), dictionaries)
     last = None if any(tap.kind == "logits" for tap in taps) else torch.full((len(ids),), ids.shape[1] - 1)
     positions = torch.arange(window.stop - ids.shape[1], window.stop, device=model.device)[None].expand(len(ids), -1)
     with installed(layout, model.hf, taps, last):

@@ -1,26 +1,29 @@
 """The only file that registers hooks: taps go onto a model under one ``with`` and are gone after it, whatever happens inside."""
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mechlab.lens.apply import Place, apply
+from mechlab.errors import EditError
+from mechlab.lens.apply import Cells, Place, apply
 from mechlab.lens.attention import Packed, attach, attach_packed, attached, detach
 from mechlab.lens.attention import Tap as AttentionTap
 from mechlab.lens.edit import Edit
+from mechlab.lens.experts import expert_outputs
 from mechlab.lens.layout import Block, Layout, first_tensor, output_weight, unembed_into
-from mechlab.lens.routing import Routing, choose, drop
+from mechlab.lens.routing import Routing, Switches, choose
 from mechlab.lens.site import Site
+from mechlab.lens.splice import Spliceable, reads_elsewhere, spliced
 
 _ATTENTION = ("q", "k", "v", "scores", "pattern")
 _BY_HEAD = ("scores", "pattern")
-_ROUTER = ("router", "expert_weights")
+_ROUTER = ("router", "expert_weights", "expert_choice")
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +39,8 @@ class Tap:
     """Edits and reads one activation (all units, all positions of one kind in one layer).
 
     ``kept`` is the activation after the edits, by position (``[batch, pos, ...]``), as the rest of the model sees it. With
-    ``starts_graph`` gradients are tracked from here on.
+    ``starts_graph`` gradients are tracked from here on. ``splices``: the dictionary of each splice here, and the tap at the site it reads
+    when that is another one.
     """
 
     kind: str
@@ -47,6 +51,7 @@ class Tap:
     starts_graph: bool = False
     kept: Tensor | None = None
     touched: dict[Edit, int] = field(default_factory=dict)
+    splices: "dict[Edit, tuple[Spliceable, Tap | None]]" = field(default_factory=dict)
 
     def __call__(self, activation: Tensor) -> Tensor:
         if self.starts_graph:
@@ -55,25 +60,47 @@ class Tap:
         original = by_pos
         for placed in self.edits:
             owned = by_pos is not original  # one copy serves all edits here
-            by_pos, n_touched = apply(placed.edit, by_pos, self.place, placed.turn, owned=owned)
+            change = partial(self._spliced, placed.edit) if placed.edit in self.splices else None
+            by_pos, n_touched = apply(placed.edit, by_pos, self.place, placed.turn, owned=owned, change=change)
             self.count(placed.edit, n_touched)
         if self.read:
             self.kept = by_pos
         return by_pos.transpose(1, 2) if self.kind in _BY_HEAD else by_pos
 
+    def _spliced(self, edit: Edit, part: Tensor, cells: Cells) -> Tensor:
+        dictionary, reader = self.splices[edit]
+        if reader is None:
+            return spliced(edit, part, part, dictionary)
+        assert reader.kept is not None, "the site a dictionary reads comes before the one it writes"
+        read = reader.kept[cells.batch, cells.column]
+        index = dictionary.site.index
+        return spliced(edit, part, read if index is None else read[:, index], dictionary)
+
     def count(self, edit: Edit, n_touched: int) -> None:
         self.touched[edit] = self.touched.get(edit, 0) + n_touched
 
 
-def make_taps(place: Place, edits: Iterable[Placed], read: Iterable[Site] = ()) -> list[Tap]:
-    """One tap per (kind, layer) that is edited or read, its edits in the given order."""
+def make_taps(
+    place: Place,
+    edits: Iterable[Placed],
+    read: Iterable[Site] = (),
+    dictionaries: Mapping[str, Spliceable] | None = None,
+) -> list[Tap]:
+    """One tap per (kind, layer) that is edited or read, its edits in the given order; splices find theirs in ``dictionaries``."""
     taps: dict[tuple[str, int | None], Tap] = {}
 
     def at(site: Site) -> Tap:
         return taps.setdefault((site.kind, site.layer), Tap(site.kind, site.layer, place))
 
     for placed in edits:
-        at(placed.edit.site).edits.append(placed)
+        tap, edit = at(placed.edit.site), placed.edit
+        tap.edits.append(placed)
+        if edit.verb == "splice":
+            reads = reads_elsewhere(edit, dictionaries or {})
+            reader = at(reads) if reads else None
+            if reader:
+                reader.read = True
+            tap.splices[edit] = ((dictionaries or {})[edit.dictionary or ""], reader)
     for site in read:
         at(site).read = True
     return list(taps.values())
@@ -179,7 +206,9 @@ def _join(join: Any, layer: int, is_first: bool, _module: nn.Module, args: Any, 
     hidden, positions = join(layer, None if is_first else _input(args, kwargs))
     kwargs = {**kwargs}
     if kwargs.get("position_embeddings") is not None:
-        kwargs["position_embeddings"] = tuple(table[:, positions] for table in kwargs["position_embeddings"])
+        tables = kwargs["position_embeddings"]  # cosines and sines, or one complex table (DeepSeek-V2)
+        at_positions = tables[:, positions] if isinstance(tables, Tensor) else tuple(t[:, positions] for t in tables)
+        kwargs["position_embeddings"] = at_positions
     if kwargs.get("position_ids") is not None:
         kwargs["position_ids"] = positions[None]
     return _replace_input(args, kwargs, hidden)
@@ -231,6 +260,8 @@ def _register(layout: Layout, model: nn.Module, tap: Tap) -> Any:
             return block.attn_proj.register_forward_hook(partial(_result, tap, heads))
         case "mlp_in":
             return _on_input(block.mlp, tap)
+        case "expert_out":
+            return _part(block.experts).register_forward_hook(partial(_expert_parts, tap))
         case "mlp_post":
             return _on_input(_part(block.down), tap)
         case _:
@@ -298,11 +329,18 @@ def _shared_input(tap: Tap, _module: nn.Module, args: Any, kwargs: dict[str, Any
 
 
 def _result(tap: Tap, heads: tuple[int, int], module: nn.Module, args: Any, output: Tensor) -> Tensor:
-    """Per-head contributions: the projection is linear, so what an edit changes in them is added to the output."""
+    """Per-head contributions: they and the bias sum to the output. Tokens that no edit changes keep the module's own bits."""
     weight = output_weight(module).unflatten(0, heads)  # [head, d_head, d_model]
     result = torch.einsum("bphd,hdm->bphm", args[0].unflatten(-1, heads), weight)
-    if tap.edits:
+    if tap.edits and torch.is_grad_enabled():
         return output + (tap(result) - result).sum(dim=2)
+    if tap.edits:
+        # Summed anew: a difference added to the output leaves rounding where all heads are zero, and a norm behind it blows that up.
+        edited = tap(result)
+        changed = (edited != result).flatten(2).any(dim=2, keepdim=True)
+        bias = getattr(module, "bias", None)
+        total = edited.sum(dim=2)
+        return torch.where(changed, total if bias is None else total + bias, output)
     if not torch.is_grad_enabled():
         tap(result)
         return output
@@ -323,32 +361,50 @@ def _gather(positions: Tensor, _module: nn.Module, args: tuple[Any, ...]) -> tup
 
 def _route(taps: dict[str, Tap], router: nn.Module, _args: Any, output: tuple[Tensor, Tensor, Tensor]) -> Any:
     """Edits the logits, then chooses experts again by the router's own rule (an edit of the logits alone would do nothing)."""
-    tap, weights_tap = taps.get("router"), taps.get("expert_weights")
+    tap = taps.get("router")
     routing = Routing(*output)
     if tap is not None:
-        batch = tap.place.n_batch
-        by_pos = routing.logits.unflatten(0, (batch, -1))
+        by_pos = routing.logits.unflatten(0, (tap.place.n_batch, -1))
         switches = [placed for placed in tap.edits if placed.edit.verb == "route"]
         values = [placed for placed in tap.edits if placed.edit.verb != "route"]
         plain = Tap("router", tap.layer, tap.place, values, read=True, touched=tap.touched)
         logits = plain(by_pos)
         tap.kept = logits
         if tap.edits or torch.is_grad_enabled():
-            routing = _switched(tap, switches, router, logits, routing.weights.dtype)
-    if weights_tap is not None:
-        dense = routing.dense()
-        weights_tap.kept = dense.unflatten(0, (weights_tap.place.n_batch, -1))
+            chosen = choose(router, logits.flatten(0, 1), _switches(tap, switches, logits))
+            routing = Routing(chosen.logits, chosen.weights.to(routing.weights.dtype), chosen.indices)
+    for kind, read in taps.items():
+        if kind != "router":
+            flat = routing.dense() if kind == "expert_weights" else routing.indices
+            read.kept = flat.unflatten(0, (read.place.n_batch, -1))
     return (routing.logits, routing.weights, routing.indices)
 
 
-def _switched(tap: Tap, switches: list[Placed], router: nn.Module, logits: Tensor, dtype: torch.dtype) -> Routing:
-    """The choice by the router's rule on ``logits [batch, pos, expert]``, with experts switched; weights as ``dtype``."""
-    masks = {state: torch.zeros(logits.shape, dtype=torch.bool) for state in ("off", "on", "drop")}
-    for placed in switches:
-        cells = tap.place.cells(placed.edit, logits.shape[1], placed.turn)
-        tap.count(placed.edit, len(cells))
-        assert placed.edit.state is not None
-        masks[placed.edit.state][cells.batch, cells.column, placed.edit.site.index] = True
-    flat = {state: mask.flatten(0, 1).to(logits.device) for state, mask in masks.items()}
-    routing = choose(router, logits.flatten(0, 1), flat["off"], flat["on"])
-    return drop(Routing(routing.logits, routing.weights.to(dtype), routing.indices), flat["drop"])
+def _switches(tap: Tap, placed: list[Placed], logits: Tensor) -> Switches | None:
+    """Which experts are switched at which of the tokens of ``logits [batch, pos, expert]``; None where nothing is."""
+    if not placed:
+        return None
+    n_batch, n_pos, n_experts = logits.shape
+    found = Switches.none(n_batch * n_pos, n_experts)
+    rescaled = torch.zeros(n_batch * n_pos, dtype=torch.bool)
+    for one in placed:
+        edit, cells = one.edit, tap.place.cells(one.edit, n_pos, one.turn)
+        tap.count(edit, len(cells))
+        at = cells.batch * n_pos + cells.column
+        {"off": found.off, "drop": found.drop, "on": found.on}[edit.state or ""][at, edit.site.index] = True
+        if edit.weight is not None:
+            found.weights[at, edit.site.index] = edit.weight
+        (rescaled if edit.renormalise else found.kept)[at] = True
+    if bool((rescaled & found.kept).any()):
+        raise EditError(
+            f"Switches in layer {tap.layer} meet at one token with and without renormalise: give all of them the same."
+        )
+    return Switches(*(getattr(found, field.name).to(logits.device) for field in fields(Switches)))
+
+
+def _expert_parts(tap: Tap, experts: nn.Module, args: tuple[Tensor, Tensor, Tensor], _output: Tensor) -> None:
+    """Reads each expert's part of the output; the output itself is left to the fused kernel."""
+    hidden, indices, weights = args
+    n_experts = int(experts.num_experts)  # pyright: ignore[reportArgumentType]
+    routing = Routing(hidden.new_empty(len(hidden), n_experts), weights, indices)
+    tap.kept = expert_outputs(experts, hidden, routing).unflatten(0, (tap.place.n_batch, -1))

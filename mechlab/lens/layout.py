@@ -36,6 +36,7 @@ class Block:
     gate_up: nn.Module | None  # both in one module, gate first
     down: nn.Module | None  # its input is mlp_post
     router: nn.Module | None
+    experts: nn.Module | None  # fused: called with hidden states, and indices and weights of the chosen
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ class Layout:
             "mlp_post": block.down is None,
             "router": block.router is None,
             "expert_weights": block.router is None,
+            "expert_choice": block.router is None,
+            "expert_out": block.experts is None,
         }
         return [name for name, kind in KINDS.items() if kind.per_layer and not absent.get(name)]
 
@@ -121,7 +124,7 @@ def layout(model: Model) -> Layout:
         unembed,
         model.n_heads,
         model.n_kv_heads,
-        model.d_head,
+        _in_features(blocks[0].attn_proj) // model.n_heads,
         model.d_model,
         d_mlp=_in_features(down) if down is not None else None,
         n_experts=int(router.num_experts) if router is not None else None,  # pyright: ignore[reportArgumentType]
@@ -245,6 +248,7 @@ def _block(modules: dict[str, nn.Module], path: str, parts: dict[str, Any], call
         gate_up=gate_up,
         down=down,
         router=router,
+        experts=modules.get(f"{mlp}.experts") if router is not None else None,
     )
 
 

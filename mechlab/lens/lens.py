@@ -22,11 +22,12 @@ from mechlab.errors import EditError, PromptError, SiteError
 from mechlab.lens.apply import Source, Window, check_source, check_touched
 from mechlab.lens.attention import use
 from mechlab.lens.edit import Edit
-from mechlab.lens.generate import Generation, Sampling, generate
+from mechlab.lens.generate import Generation, OnToken, Sampling, generate
 from mechlab.lens.hooks import Placed, Tap, count_touched, installed, make_taps
 from mechlab.lens.layout import layout
 from mechlab.lens.reading import Run, at_ends, by_position, joined, view
 from mechlab.lens.site import Site, site
+from mechlab.lens.splice import Spliceable, check_splices
 from mechlab.lens.tokens import Prompts, Tokens, tokenize
 from mechlab.models.model import Model
 from mechlab.models.twin import over_same_weights
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 _LOGITS = Site("logits")
 Sources = Mapping[str, "Prompts | Run"]
+Dictionaries = Mapping[str, Spliceable]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +84,7 @@ class Lens:
         read: Iterable[str | Site] = (),
         *,
         sources: Sources | None = None,
+        dictionaries: Dictionaries | None = None,
         logits: Literal["all", "last", "none"] = "all",
         batch_size: int = 64,
     ) -> Run:
@@ -89,6 +92,7 @@ class Lens:
 
         Args:
             sources: the runs that edits name, as prompts (run here, unedited) or as a Run that read the whole sites.
+            dictionaries: those that ``splice`` edits name.
             logits: where to unembed; ``"last"`` saves a fifth of the work on small models.
             batch_size: prompts per forward pass; it changes memory and speed, not results (beyond float rounding).
 
@@ -100,13 +104,14 @@ class Lens:
             raise PromptError(f"batch_size {batch_size} runs no prompt: use 1 or more.")
         tokens, edits = self.tokens(prompts), tuple(edits)
         sites = tuple(dict.fromkeys(site(s) for s in read))
-        self._check(tokens, edits, sites)
+        named = dictionaries or {}
+        self._check(tokens, edits, sites, named)
         found = self._sources(tokens, edits, sources or {})
         parts: list[Run] = []
         touched: Counter[Edit] = Counter()
         for start in range(0, len(tokens), batch_size):
             rows = tuple(range(start, min(start + batch_size, len(tokens))))
-            parts.append(self._forward(tokens, rows, edits, sites, found, logits, touched))
+            parts.append(self._forward(tokens, rows, edits, sites, found, named, logits, touched))
         check_touched(edits, touched)
         return parts[0] if len(parts) == 1 else joined(tokens, sites, parts, logits)
 
@@ -117,18 +122,26 @@ class Lens:
         edits: Iterable[Edit] = (),
         *,
         sources: Sources | None = None,
+        dictionaries: Dictionaries | None = None,
         sampling: Sampling | None = None,
         stop_at_eos: bool = True,
+        on_token: OnToken | None = None,
     ) -> list[Generation]:
         """Continues each prompt, greedily or by seeded sampling, with edits on prompt tokens, generated tokens or both (``Edit.phase``).
+
+        Args:
+            on_token: told each new token at once, as ``(index of the prompt, token id)``; prompts of one length go together.
 
         Raises:
             EditError: an edit that takes values by position from another run must have ``phase="prompt"`` or a position.
         """
         tokens, edits = self.tokens(prompts), tuple(edits)
-        self._check(tokens, edits, ())
+        named = dictionaries or {}
+        self._check(tokens, edits, (), named)
         found = self._sources(tokens, edits, sources or {})
-        return generate(self.model, self.layout, tokens, edits, found, max_new_tokens, sampling, stop_at_eos)
+        return generate(
+            self.model, self.layout, tokens, edits, found, max_new_tokens, sampling, stop_at_eos, named, on_token
+        )
 
     def gradients(
         self,
@@ -138,6 +151,7 @@ class Lens:
         edits: Iterable[Edit] = (),
         *,
         sources: Sources | None = None,
+        dictionaries: Dictionaries | None = None,
     ) -> Gradients:
         """Gradient of ``metric`` (``[batch, vocab]`` logits at each prompt's last token -> ``[batch]``) at sites.
 
@@ -147,11 +161,11 @@ class Lens:
             SiteError: a site that the metric does not depend on at all (after the last token's logits), or that is absent.
         """
         tokens, edits, sites = self.tokens(prompts), tuple(edits), tuple(dict.fromkeys(site(s) for s in at))
-        self._check(tokens, edits, sites)
+        self._check(tokens, edits, sites, dictionaries or {})
         found = self._sources(tokens, edits, sources or {})
         window = Window(tokens, tuple(range(len(tokens))), tokens.width, found, len(tokens))
         # Nothing in the model asks for gradients; the graph begins where the embedding is made to.
-        taps = make_taps(window, map(Placed, edits), [*sites, Site("embed")])
+        taps = make_taps(window, map(Placed, edits), [*sites, Site("embed")], dictionaries)
         next(tap for tap in taps if tap.kind == "embed").starts_graph = True
         with torch.enable_grad(), installed(self.layout, self.model.hf, taps):
             output = self.model.hf(input_ids=tokens.ids.to(self.model.device), use_cache=False)
@@ -253,11 +267,12 @@ class Lens:
             tokenizer=self.model.tokenizer,
         )
 
-    def _check(self, tokens: Tokens, edits: Sequence[Edit], sites: Sequence[Site]) -> None:
+    def _check(self, tokens: Tokens, edits: Sequence[Edit], sites: Sequence[Site], dictionaries: Dictionaries) -> None:
         for at in (*sites, *(edit.site for edit in edits)):
             self.layout.check(at)
             if at.pos is not None:
                 tokens.positions(at.pos)
+        check_splices(edits, dictionaries, self.model)
 
     def _sources(self, tokens: Tokens, edits: Sequence[Edit], given: Sources) -> dict[str, Source]:
         """Runs (or looks up) what the edits take values from."""
@@ -286,12 +301,13 @@ class Lens:
         edits: Sequence[Edit],
         sites: Sequence[Site],
         sources: Mapping[str, Source],
+        dictionaries: Dictionaries,
         logits: str,
         touched: Counter[Edit],
     ) -> Run:
         batch = tokens.select(rows)
         window = Window(batch, rows, batch.width, sources, len(tokens))
-        taps = make_taps(window, map(Placed, edits), sites)
+        taps = make_taps(window, map(Placed, edits), sites, dictionaries)
         unembeds_all = logits == "all" or any(tap.kind == "logits" for tap in taps)
         kept, output = self._pass(batch, taps, None if unembeds_all else torch.tensor(batch.lengths) - 1)
         touched.update(count_touched(taps))

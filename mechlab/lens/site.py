@@ -107,6 +107,20 @@ _KIND_LIST = [
         "weights with which the experts' outputs are summed; 0 for experts not chosen",
     ),
     Kind(
+        "expert_choice",
+        "blocks.{layer}.mlp.hook_expert_indices",
+        ("pos", "choice"),
+        None,
+        "numbers of the experts chosen for each token",
+    ),
+    Kind(
+        "expert_out",
+        "blocks.{layer}.mlp.hook_expert_out",
+        ("pos", "expert", "d_model"),
+        "expert",
+        "each expert's part of the layer's output, weighted; zero for experts not chosen",
+    ),
+    Kind(
         "mlp_pre",
         "blocks.{layer}.mlp.hook_pre",
         _MLP,
@@ -173,6 +187,8 @@ class Site:
             raise SiteError(
                 f"Site kind {self.kind!r} lives outside the layers: write {self.kind!r} without L{self.layer}."
             )
+        if self.index is not None and kind.index is None:
+            raise SiteError(f"Site kind {self.kind!r} has no units: write L{self.layer}.{self.kind} without one.")
         for name, number in (("layer", self.layer), ("index", self.index)):
             if number is not None and number < 0:
                 raise SiteError(f"Site {name} {number} is negative: layers, heads and units count from 0.")

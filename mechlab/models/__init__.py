@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from mechlab.models.default import DEFAULT_MODEL, default_model_folder
     from mechlab.models.loading import load
     from mechlab.models.model import Model
+    from mechlab.models.moefy_model import Cut, moefy, save_moefied
     from mechlab.models.planted import (
         PLANTED_INDUCTION,
         PLANTED_INDUCTION_EDGES,
@@ -16,30 +17,36 @@ if TYPE_CHECKING:
     )
     from mechlab.models.planted_circuits import PLANTED, planted_copy, planted_gate, planted_relay
     from mechlab.models.planted_llama import planted_grouped
+    from mechlab.models.planted_moe import planted_experts
     from mechlab.models.planting import Planted
-    from mechlab.models.tiny_models import FAMILIES, tiny
+    from mechlab.models.tiny_models import EXPERT_FAMILIES, FAMILIES, tiny
     from mechlab.models.twin import random_twin
 
 __all__ = [
     "DEFAULT_MODEL",
+    "EXPERT_FAMILIES",
     "FAMILIES",
     "PLANTED",
     "PLANTED_INDUCTION",
     "PLANTED_INDUCTION_EDGES",
     "PLANTED_PREVIOUS_TOKEN",
     "CachedModel",
+    "Cut",
     "Model",
     "Planted",
     "cache_root",
     "cached_models",
     "default_model_folder",
     "load",
+    "moefy",
     "planted_copy",
+    "planted_experts",
     "planted_gate",
     "planted_grouped",
     "planted_induction",
     "planted_relay",
     "random_twin",
+    "save_moefied",
     "tiny",
 ]
 
@@ -49,11 +56,13 @@ _FILES = {
     "default": ("DEFAULT_MODEL", "default_model_folder"),
     "loading": ("load",),
     "model": ("Model",),
+    "moefy_model": ("Cut", "moefy", "save_moefied"),
     "planted": ("PLANTED_INDUCTION", "PLANTED_INDUCTION_EDGES", "PLANTED_PREVIOUS_TOKEN", "planted_induction"),
     "planted_circuits": ("PLANTED", "planted_copy", "planted_gate", "planted_relay"),
     "planted_llama": ("planted_grouped",),
+    "planted_moe": ("planted_experts",),
     "planting": ("Planted",),
-    "tiny_models": ("FAMILIES", "tiny"),
+    "tiny_models": ("EXPERT_FAMILIES", "FAMILIES", "tiny"),
     "twin": ("random_twin",),
 }
 

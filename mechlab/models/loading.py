@@ -10,12 +10,18 @@ from mechlab.errors import ModelError
 from mechlab.models.default import DEFAULT_MODEL, Progress, default_model_folder
 from mechlab.models.gguf_file import read_gguf
 from mechlab.models.model import Model
+from mechlab.models.moefy_model import MOEFIED, moefied_folder
 from mechlab.models.placement import choose_device, choose_dtype
 from mechlab.models.pretrained import Origin, read_pretrained
+from mechlab.models.trained_moe import TRAINED_MOE, trained_moe_folder
 from mechlab.models.twin import random_twin
 
 if TYPE_CHECKING:
     import torch
+
+
+BUILT = {TRAINED_MOE: trained_moe_folder, MOEFIED: moefied_folder}
+"""Names of models that are made here, once, and the function that gives their folder."""
 
 
 class Request(NamedTuple):
@@ -38,13 +44,13 @@ def load(
     """Load a causal language model with its tokenizer, in eval mode and without gradients.
 
     `name_or_path`: a Hugging Face hub id, a folder with safetensors, a `.gguf` file, or 'smollm2-135m' (the default,
-    fetched once and kept in our cache); with '@random' or '@random:SEED' at its end, the random-weight twin of that
-    model.
+    fetched once and kept in our cache), or a model made here (BUILT); with '@random' or '@random:SEED' at its end, the
+    random-weight twin of that model.
     `device`: 'auto' (cuda, else mps, else cpu), 'cpu', 'cuda', 'cuda:N' or 'mps'. `dtype`: 'float32', 'bfloat16' or
     'float16'.
     `revision`: a branch, tag or commit, for hub ids. `trust_remote_code`: run code that comes with the model; never
     unless asked.
-    `progress`: told each stage while the default model is fetched.
+    `progress`: told each stage while the default model is fetched, or a model is made here.
 
     Only safetensors (and GGUF) are read, never pickle. Raises ModelError when the model cannot be found, read or
     verified, or when a weight is missing or not finite; UnknownName for a dtype that is not listed.
@@ -57,6 +63,9 @@ def load(
     elif request.base == DEFAULT_MODEL:
         folder = default_model_folder(progress)
         source, (hf, tokenizer) = "default", read_pretrained(Origin(str(folder)), precision)
+    elif request.base in BUILT:
+        folder = BUILT[request.base](progress)
+        source, (hf, tokenizer) = request.base, read_pretrained(Origin(str(folder)), precision)
     else:
         origin = Origin(str(path) if path.is_dir() else request.base, revision, trust_remote_code)
         source, (hf, tokenizer) = origin.place, read_pretrained(origin, precision)

@@ -40,6 +40,18 @@ _YARN: dict[str, Any] = {
     "original_max_position_embeddings": CONTEXT // 8,
 }
 
+_DEEPSEEK: dict[str, Any] = {
+    "num_key_value_heads": N_HEADS,
+    "q_lora_rank": 20,
+    "kv_lora_rank": 24,
+    "qk_nope_head_dim": 6,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": D_HEAD,
+    "moe_intermediate_size": 56,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+}
+
 _SETTINGS: dict[str, dict[str, Any]] = {
     "gpt2": {"n_inner": D_MLP, "tie_word_embeddings": True},
     "gpt_neox": {},  # rotary on a quarter of each head; attention and MLP in parallel
@@ -70,19 +82,50 @@ _SETTINGS: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 2,
         "rope_parameters": _YARN,
     },
+    "qwen3_moe": {
+        **_GROUPED,
+        "head_dim": D_HEAD,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 56,
+        "norm_topk_prob": True,
+    },
+    "granitemoe": {**_GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2, "attention_multiplier": 0.3},
+    "deepseek_v2": {
+        **_DEEPSEEK,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "topk_method": "group_limited_greedy",
+        "n_group": 4,
+        "topk_group": 2,
+        "routed_scaling_factor": 1.5,
+    },
+    "deepseek_v3": {
+        **_DEEPSEEK,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+        "n_group": 2,
+        "topk_group": 1,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 2.5,
+    },
 }
 
-FAMILIES = tuple(_SETTINGS)
+_ONLY_EXPERTS = ("qwen3_moe", "granitemoe", "deepseek_v2", "deepseek_v3")
+"""Families that are here for their routers; the rest of each stands in FAMILIES under another name, or is DeepSeek's attention."""
+FAMILIES = tuple(family for family in _SETTINGS if family not in _ONLY_EXPERTS)
+EXPERT_FAMILIES = ("mixtral", "olmoe", "qwen2_moe", "gpt_oss", *_ONLY_EXPERTS)
+"""Those with experts. DeepSeek's first layer is dense, and its attention compresses keys and values."""
 
 
 def tiny(family: str, seed: int = 0) -> Model:
-    """A three-layer float32 model of `family` (one of FAMILIES) on the CPU, with the word tokenizer; the same for the
+    """A three-layer float32 model of `family` (one of FAMILIES or EXPERT_FAMILIES) on the CPU, with the word tokenizer; the same for the
     same seed.
 
     The global random state is untouched. Raises UnknownName for another family.
     """
     if family not in _SETTINGS:
-        raise UnknownName("model family", family, FAMILIES)
+        raise UnknownName("model family", family, _SETTINGS)
     import torch
     from transformers import AutoConfig
 
@@ -111,10 +154,13 @@ def tiny(family: str, seed: int = 0) -> Model:
 
 
 def perturb_constants(hf: PreTrainedModel, seed: int) -> None:
-    """Add noise to every bias, norm weight and sink, which a fresh model sets to 0 or 1. Changes `hf`."""
+    """Add noise to every bias, norm weight and sink, which a fresh model sets to 0 or 1, a router's buffer too. Changes `hf`."""
     import torch
 
     with seeded(seed), torch.no_grad():
         for name, parameter in hf.named_parameters():
             if parameter.ndim == 1 or name.endswith("bias"):  # the biases of fused experts have two dimensions
                 parameter.add_(torch.randn_like(parameter), alpha=NOISE_STD)
+        for name, buffer in hf.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.add_(torch.randn_like(buffer), alpha=NOISE_STD)

@@ -124,6 +124,10 @@ def _check(lens: "Lens", edit: Edit, tokens: Tokens, sides: dict[str, Tokens]) -
         tokens.positions(edit.site.pos)
     if edit.phase == "generated":
         raise EditError(f"Edit {edit} touched nothing: a task's prompts have no generated tokens.")
+    if edit.verb == "splice":
+        raise EditError(f"Edit {edit} cannot be swept over a task: run it with lens.run(..., dictionaries=...).")
+    if edit.steer and edit.steer.windowed:
+        raise EditError(f"Edit {edit} cannot be swept over a task in a window of tokens: give its site a position, or use lens.run.")
     if edit.source is not None:
         if edit.source not in sides:
             raise EditError(

@@ -150,7 +150,8 @@ class _Reading:
         if written is None:
             return (None,)
         size, counts = self.layout.size(kind), KINDS[kind].index
-        assert size is not None and counts is not None, f"{kind} has no units to count"
+        if size is None or counts is None:
+            raise SiteError(f"Grid {self.text!r}: {kind} has no units; write {kind}[LAYERS].")
         return range(size) if written == "*" else self._numbers(written, size, counts)
 
     def _numbers(self, written: str, size: int, what: str) -> list[int]:

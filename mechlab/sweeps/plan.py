@@ -63,7 +63,7 @@ class Intervention(BaseModel):
         verb: one or several verbs of an Edit.
         together: all sites are edited at once, as one cell per verb.
         source: the run that values come from; where the verb needs one and none is named, the side of the task that is not the base.
-        source_pos, value, strength, low, high, basis, over, state: fields of Edit (``mechlab.lens.edit``).
+        source_pos, value, strength, low, high, basis, over, state, weight, renormalise: fields of Edit (``mechlab.lens.edit``).
     """
 
     model_config = _PLAIN
@@ -80,6 +80,8 @@ class Intervention(BaseModel):
     basis: Any = None
     over: Literal["prompts", "tokens"] = "prompts"
     state: Literal["off", "drop", "on"] | None = None
+    weight: float | None = None
+    renormalise: bool = True
 
     @property
     def edit_fields(self) -> dict[str, Any]:

@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from circuits import detectors
-from circuits.detectors import DETECTORS, TWO_BEFORE, mean_attention, ordinary_tokens, scores, sequences
+from circuits.detectors import DETECTORS, TWO_BEFORE, mean_attention, scores, sequences
 from mechlab.errors import PromptError
 from mechlab.lens.lens import Lens
 from mechlab.lens.site import Site
+from mechlab.lens.vocabulary import ordinary_tokens
 from mechlab.models import PLANTED_INDUCTION, PLANTED_PREVIOUS_TOKEN, planted_induction, tiny
 from mechlab.models.words import SPECIAL
 

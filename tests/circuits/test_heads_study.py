@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from circuits.detectors import CASES, DETECTORS, Sequences, ordinary_tokens, sequences
+from circuits.detectors import CASES, DETECTORS, Sequences, sequences
 from circuits.studies import heads_claims
 from circuits.studies.heads import STUDY, Settings, gather, strongest
 from circuits.studies.heads_ablation import ablation, composition, losses, pool_of
@@ -16,6 +16,7 @@ from mechlab.errors import MechlabError
 from mechlab.lens.edit import mean
 from mechlab.lens.lens import Lens
 from mechlab.lens.site import Site
+from mechlab.lens.vocabulary import ordinary_tokens
 from mechlab.models import (
     PLANTED_INDUCTION,
     PLANTED_PREVIOUS_TOKEN,

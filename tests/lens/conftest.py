@@ -75,6 +75,15 @@ _NAMES = {
     "olmoe": _MIXTRAL,
     "qwen2_moe": _MIXTRAL,
     "gpt_oss": {**_MIXTRAL, "router": "mlp.router"},
+    "qwen3_moe": _MIXTRAL,
+    "granitemoe": {
+        **_MIXTRAL,
+        "mlp": "block_sparse_moe",
+        "mlp_out": "block_sparse_moe",
+        "router": "block_sparse_moe.router",
+    },
+    "deepseek_v2": _MIXTRAL,
+    "deepseek_v3": _MIXTRAL,
 }
 _ON_INPUT = {"resid_pre": "", "z": "proj", "mlp_in": "mlp", "mlp_post": "down"}
 _ON_OUTPUT = {
@@ -229,7 +238,7 @@ def reroute(router: Any, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         else:
             share = row.exp() / row.exp().sum()
             chosen = share.argsort(descending=True)[: router.top_k]
-            renormalise = "Mixtral" in type(router).__name__ or router.norm_topk_prob
+            renormalise = "Mixtral" in type(router).__name__ or getattr(router, "norm_topk_prob", False)
             weight = share[chosen] / share[chosen].sum() if renormalise else share[chosen]
         weights.append(weight)
         indices.append(chosen)

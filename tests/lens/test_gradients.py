@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from mechlab.errors import SiteError
-from mechlab.lens.edit import add, scale, zero
+from mechlab.lens.edit import READ_ONLY, add, scale, zero
 from mechlab.lens.layout import output_weight
 from mechlab.lens.site import Site
 
@@ -18,7 +18,7 @@ def metric(logits):
 
 
 def sites(lens) -> list[Site]:
-    inner = [Site(kind, 1) for kind in lens.layout.kinds(1) if kind != "expert_weights"]
+    inner = [Site(kind, 1) for kind in lens.layout.kinds(1) if kind not in READ_ONLY]
     return [Site("embed"), *inner, Site("final_norm"), Site("logits")]
 
 

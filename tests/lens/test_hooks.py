@@ -7,7 +7,7 @@ from torch.testing import assert_close
 import mechlab.lens.hooks as hooks
 from mechlab.errors import EditError, MechlabError
 from mechlab.lens import Lens
-from mechlab.lens.edit import add, clamp, patch, pattern, project, route, scale, zero
+from mechlab.lens.edit import READ_ONLY, add, clamp, patch, pattern, project, route, scale, zero
 from mechlab.lens.hooks import hook_count, installed
 from mechlab.models import tiny
 from mechlab.models.fingerprint import fingerprint
@@ -26,7 +26,7 @@ def everywhere(lens) -> list[str]:
 
 def everything(lens) -> list:
     """An edit at each editable site."""
-    edits = [scale(s, 0.9) for s in everywhere(lens) if not s.endswith("expert_weights")]
+    edits = [scale(s, 0.9) for s in everywhere(lens) if not s.endswith(READ_ONLY)]
     return [*edits, route("L1E1", "off")] if lens.layout.n_experts else edits
 
 
@@ -49,7 +49,7 @@ def leaves_no_trace(request, long):
 def test_after_a_run_a_generation_and_gradients(lens, long):
     lens.run([long, long[:4]], everything(lens), everywhere(lens))
     lens.generate([long[:5], long[:3]], 3, everything(lens))
-    read = [s for s in everywhere(lens) if not s.endswith("expert_weights")][:-8]
+    read = [s for s in everywhere(lens) if not s.endswith(READ_ONLY)][:-8]
     lens.gradients([long[:7]], metric, read, everything(lens))
     assert not any(p.requires_grad for p in lens.model.hf.parameters())
 

@@ -9,14 +9,17 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from mechlab.lens import Lens, Site
-from mechlab.lens.edit import scale
+from mechlab.lens.edit import READ_ONLY, scale
 from mechlab.lens.layout import output_weight
-from mechlab.models import Model
+from mechlab.models import FAMILIES, Model
+from mechlab.models.tiny_models import EXPERT_FAMILIES
 
 EXACT = {"rtol": 0.0, "atol": 0.0}
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+ROUTERS = [family for family in EXPERT_FAMILIES if family not in FAMILIES]
 
 
+@pytest.mark.parametrize("family", [*FAMILIES, *ROUTERS])
 def test_with_every_pattern_read_logits_equal_eager_exactly(lens, plain, long, short):
     read = [f"L{layer}.pattern" for layer in range(3)]
     for ids in (long, short, long[:1]):
@@ -32,7 +35,7 @@ def test_in_bfloat16_too(lens, plain, long):
     expected = replace(plain, hf=copy.deepcopy(plain.hf).bfloat16()).logits(long)
     read = [f"L{layer}.pattern" for layer in range(3)]
     assert_close(half.run([long], read=read).logits[0], expected, **EXACT)
-    kinds = [kind for kind in lens.layout.kinds(1) if kind not in ("result", "expert_weights")]
+    kinds = [kind for kind in lens.layout.kinds(1) if kind not in ("result", *READ_ONLY)]
     unchanged = half.run([long], edits=[scale(Site(kind, 1), 1.0) for kind in kinds], read=read)
     assert_close(unchanged.logits[0], expected, **EXACT)
 
@@ -44,11 +47,12 @@ def test_the_fast_path_equals_eager_and_sdpa_closely(lens, plain, family, long):
         assert_close(fast, plain.logits(long, "sdpa"), **CLOSE)
 
 
+@pytest.mark.parametrize("family", [*FAMILIES, *ROUTERS])
 def test_every_site_equals_a_plain_hook(lens, plain, long):
     layered = [f"L{layer}.{kind}" for layer in range(3) for kind in lens.layout.kinds(layer)]
     run = lens.run([long], read=[*lens.layout.kinds(), *layered])
     for site, seen in run.activations.items():
-        if site.kind in ("result", "expert_weights"):
+        if site.kind in ("result", *READ_ONLY):
             continue  # nothing in the model is one: test_invariants checks their sums
         expected = plain.read(long, site.kind, site.layer)
         by_head = site.kind in ("scores", "pattern")

@@ -6,7 +6,7 @@ import pytest
 
 from mechlab.errors import EditError, MechlabError, PromptError, SiteError, UnknownName
 from mechlab.lens import Edit, Site
-from mechlab.lens.edit import add, clamp, mean, patch, pattern, project, resample, route, scale, zero
+from mechlab.lens.edit import add, clamp, mean, patch, pattern, project, resample, route, scale, splice, zero
 from mechlab.lens.site import KINDS, site
 
 
@@ -15,7 +15,7 @@ def all_sites() -> list[Site]:
         Site(kind.name, layer, index, pos)
         for kind in KINDS.values()
         for layer in ((0, 3, 17) if kind.per_layer else (None,))
-        for index in (None, 0, 7, 1204)
+        for index in ((None, 0, 7, 1204) if kind.index else (None,))
         for pos in (None, 0, 12, -1, -13, "S2", "END", "S1+1")
     ]
 
@@ -155,6 +155,7 @@ EDITS = [
     route("L5E7", "off"),
     route("L5E7@-1", "drop", phase="generated"),
     route("L5E7", "on"),
+    splice("L5.mlp_out@-1", "tc", keep_error=True, features=[(3, "set", 2.0)], phase="generated"),
 ]
 
 
@@ -188,7 +189,7 @@ def test_every_verb_is_in_the_round_trip():
         ({"verb": "route", "site": "L0E1", "state": "of"}, UnknownName, "Unknown state 'of'"),
         ({"verb": "add", "site": "L0.z"}, EditError, "Edit add at L0.z needs a value"),
         ({"verb": "scale", "site": "L0.z"}, EditError, "needs a value"),
-        ({"verb": "scale", "site": "L0.z", "value": [1, 2]}, EditError, "takes one number"),
+        ({"verb": "scale", "site": "L0.z", "value": [[1, 2]]}, EditError, "takes one number, or one per unit"),
         ({"verb": "pattern", "site": "L0.pattern"}, EditError, "needs a value"),
         ({"verb": "patch", "site": "L0.z"}, EditError, "needs a source"),
         ({"verb": "mean", "site": "L0.z"}, EditError, "needs a source"),

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from mechlab.errors import EditError
 from mechlab.lens import Edit
-from mechlab.lens.edit import add, clamp, mean, patch, pattern, project, resample, route, scale, zero
+from mechlab.lens.edit import READ_ONLY, add, clamp, mean, patch, pattern, project, resample, route, scale, zero
 from mechlab.lens.site import KINDS, Site
 
 CLOSE = {"rtol": 2e-5, "atol": 2e-5}
@@ -19,7 +19,7 @@ def site_of(kind: str, index: int | None = None, pos: int | None = None) -> Site
 
 
 def editable(lens) -> list[str]:
-    return [k for k in (*lens.layout.kinds(), *lens.layout.kinds(LAYER)) if k not in ("result", "expert_weights")]
+    return [k for k in (*lens.layout.kinds(), *lens.layout.kinds(LAYER)) if k not in ("result", *READ_ONLY)]
 
 
 def cells(x: Tensor, site: Site):
@@ -60,7 +60,7 @@ def others(long) -> list[list[int]]:
     return [long[9:17], long[5:13]]
 
 
-@pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("result", "expert_weights")])
+@pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("result", *READ_ONLY)])
 def test_patch_and_scale_at_every_kind_of_every_family(lens, plain, kind, prompts, others):
     if kind not in editable(lens):
         pytest.skip("not in this family")
