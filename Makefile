@@ -2,6 +2,7 @@
 # make test    install with the developers' tools, then run the tests
 # make bench-patching   exact patching beside TransformerLens; writes benchmarks/results/patching.md
 # make bench-circuits   circuit discovery beside TransformerLens; writes benchmarks/results/circuits.md
+# make bench-dictionaries  matching pursuit, SNMF and training beside public code; writes benchmarks/results/dictionaries.md
 # make bench-sweeps     what a sweep costs beside the engine; writes benchmarks/results/sweeps.md
 # make bench-ray        sweeps on a local Ray cluster that loses nodes; writes benchmarks/results/ray_nodes.md
 # make conformance    families x sites x verbs x backends against plain hooks; writes docs/conformance.md (15 minutes)
@@ -17,7 +18,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint
 # Spinning OpenMP threads make shared cores 10-20 times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo setup test check bench-patching bench-circuits bench-sweeps bench-ray conformance test-ray test-remote constraints clean
+.PHONY: demo setup test check bench-patching bench-circuits bench-dictionaries bench-sweeps bench-ray conformance test-ray test-remote constraints clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mechlab demo
@@ -43,6 +44,10 @@ bench-ray: setup
 
 bench-circuits: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.discovery
+
+bench-dictionaries: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.dictionaries
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.dictionary_training
 
 bench-sweeps: setup
 	$(BIN)/python -P benchmarks/sweeps.py

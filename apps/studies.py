@@ -50,6 +50,73 @@ STUDIES = (
         line="All discovery methods on one task: faithfulness, CPR, CMD, cost, and how far they agree.",
         home="circuits.studies.methods:STUDY",
     ),
+    StudyEntry(
+        name="transcoder",
+        paper="Dunefsky, Chlenski and Nanda 2024, Transcoders Find Interpretable LLM Feature Circuits, arXiv 2406.11944",
+        line="Transcoders trained on the spot for MLPs: exact contributions of features, ablation, connections by weights, a circuit.",
+        home="circuits.studies.transcoder:STUDY",
+    ),
+    StudyEntry(
+        name="dictionaries",
+        paper="Costa et al. 2025, arXiv 2506.03093; Shafran et al. 2025, arXiv 2506.10920; Karvonen et al. 2025 (SAEBench), arXiv 2503.09532",
+        line="SAEs, MP-SAE and baselines on one site: error, loss when spliced in, concepts, KL-matched steering, seeds, labels, known truth.",
+        home="mechlab.studies.dictionaries:STUDY",
+    ),
+    StudyEntry(
+        name="sinks",
+        paper="Wong et al. 2025, arXiv 2512.22213; Gu et al. 2025, arXiv 2410.10781",
+        line="Sink rates on three kinds of input; sink levels; the MLPs and neurons that write and remove a sink; rescaled, removed, moved.",
+        home="mechlab.studies.sinks:STUDY",
+    ),
+    StudyEntry(
+        name="massive-activations",
+        paper="Sun et al. 2024, arXiv 2402.17762; Gallego-Feliciano et al. 2025, arXiv 2508.03616",
+        line="Massive entries by layer, token and dimension; set to zero, to their mean, against others; their growth over checkpoints.",
+        home="mechlab.studies.massive:STUDY",
+    ),
+    StudyEntry(
+        name="experts",
+        paper="Dahlke et al. 2025, Mixture of Tunable Experts, arXiv 2502.11096",
+        line="Experts of a MoE that answer to a behaviour: relevance, off and forced on against matched random ones, routing statistics.",
+        home="mechlab.studies.experts:STUDY",
+    ),
+    StudyEntry(
+        name="relation-neurons",
+        paper="Liu et al. 2025, On Relation-Specific Neurons in Large Language Models, arXiv 2502.17355",
+        line="Units whose response tells one relation from others, and which facts are lost without them: own, others, other wording.",
+        home="mechlab.studies.relation_neurons:STUDY",
+    ),
+    StudyEntry(
+        name="vocabulary",
+        paper="Häon et al. 2025, Mechanistic interpretability for steering vision-language-action models, arXiv 2509.00328",
+        line="Value vectors on the unembedding, clustered by meaning; a cluster clamped, and what that does to the probability of its words.",
+        home="mechlab.studies.vocabulary:STUDY",
+    ),
+    StudyEntry(
+        name="bricks",
+        paper="Xiao et al. 2024, Configurable Foundation Models, arXiv 2409.02877",
+        line="Neurons scored by function, the top 5 % of each switched off: a function x function matrix of perplexity, and overlap.",
+        home="mechlab.studies.bricks:STUDY",
+    ),
+    StudyEntry(
+        name="reasoning-vectors",
+        paper="Højer, Jarvis and Heinrich 2025, Improving Reasoning Performance in Large Language Models via Representation Engineering, "
+        "arXiv 2504.19483",
+        line="Control vectors for inductive, deductive and arithmetic questions: accuracy, KL, entropy by strength; controls at equal KL.",
+        home="steering.studies.reasoning_vectors:STUDY",
+    ),
+    StudyEntry(
+        name="mp-sae",
+        paper="Costa, Fel, Lubana, Tolooshams and Ba 2025, arXiv 2506.03093",
+        line="Matching pursuit against L1, BatchTopK and Matryoshka on a known hierarchy; then a model's activations, error against k.",
+        home="mechlab.studies.mp_sae:STUDY",
+    ),
+    StudyEntry(
+        name="snmf",
+        paper="Shafran, Geiger and Geva 2025, arXiv 2506.10920",
+        line="MLP neurons in sparse groups: concepts they detect, neurons that fire together, steering at equal KL, beside rivals.",
+        home="mechlab.studies.snmf:STUDY",
+    ),
 )
 
 

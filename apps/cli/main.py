@@ -9,7 +9,7 @@ from typing import Annotated, TextIO
 
 import typer
 
-from apps.cli import ablate, circuits, models, run, stored, studies, sweep
+from apps.cli import ablate, circuits, models, run, steer, stored, studies, sweep
 from apps.cli.errors import INTERRUPTED, OK, Failure, failure, interrupted, interruptible
 from apps.cli.output import Answer, tell, wants_json, write_json, write_view
 
@@ -30,6 +30,7 @@ app.command()(ablate.ablate)
 app.command()(circuits.tasks)
 app.command()(circuits.methods)
 app.command()(circuits.discover)
+app.add_typer(steer.app, name="steer")
 
 
 def _print_version(wanted: bool) -> None:
@@ -60,10 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             with redirect_stdout(sys.stderr) if as_json else nullcontext():
                 result = app(args=arguments, prog_name="mechlab", standalone_mode=False)
             return _shown(result, as_json, stdout)
-        except BrokenPipeError:  # the reader of a pipe has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
-            return OK
         except BaseException as error:
+            # The reader of a pipe has seen enough. Typer makes an exit of it.
+            if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
+                return OK
             return _told(failure(error, signals), as_json, stdout)
 
 

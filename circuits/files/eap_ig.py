@@ -25,11 +25,11 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 from torch import Tensor
 
 from circuits.circuit import Ablation, Circuit, Origin, Scores, check_model, of_nodes
-from circuits.files.disk import not_the_format, read_bytes, read_json, write_json
 from circuits.graph import Graph
 from mechlab.errors import MechlabError, StoreError
 from mechlab.lens.lens import Lens
 from mechlab.models.model import Model
+from mechlab.results.disk import not_the_format, read_bytes, read_json, write_json
 
 _FORMAT = "EAP-IG JSON"
 NOTE_VERSION = 1

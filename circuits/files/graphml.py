@@ -14,10 +14,10 @@ from pydantic import ValidationError
 
 from circuits.circuit import Circuit, Origin, check_model
 from circuits.drawing import edge_table, node_table
-from circuits.files.disk import not_the_format, read_bytes, write_whole
 from circuits.graph import Graph
 from mechlab.errors import StoreError
 from mechlab.lens.lens import Lens
+from mechlab.results.disk import not_the_format, read_bytes, write_whole
 
 if TYPE_CHECKING:
     import networkx as nx

@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from circuits.circuit import Circuit, Origin, Scores
-from circuits.files.disk import not_the_format, read_bytes, write_whole
 from circuits.graph import Graph
 from mechlab.errors import StoreError
+from mechlab.results.disk import not_the_format, read_bytes, write_whole
 
 VERSION = 1
 _MARK = "mechlab circuit"

@@ -11,6 +11,7 @@ from torch import Tensor
 from mechlab.errors import MechlabError
 from mechlab.lens.lens import Lens
 from mechlab.lens.site import Site, site
+from mechlab.models.model import Model
 
 
 class DictionaryOrigin(BaseModel):
@@ -76,6 +77,16 @@ class Dictionary(ABC):
     def n_features(self) -> int:
         return len(self.directions)
 
+    @property
+    def d_in(self) -> int:
+        """Width of the activations it encodes."""
+        return self.d_out
+
+    @property
+    def d_out(self) -> int:
+        """Width of what it decodes."""
+        return self.directions.shape[1]
+
     @abstractmethod
     def encode(self, activations: Tensor) -> Tensor:
         """Codes ``[rows, n_features]`` of activations ``[rows, d_in]``."""
@@ -83,6 +94,13 @@ class Dictionary(ABC):
     @abstractmethod
     def decode(self, codes: Tensor) -> Tensor:
         """Reconstruction ``[rows, d_out]`` of codes ``[rows, n_features]``."""
+
+    def reconstruct(self, activations: Tensor, codes: Tensor | None = None) -> Tensor:
+        """What takes the place of the target ``[rows, d_out]``: the decoded ``codes`` (by default those of ``activations [rows, d_in]``).
+
+        A dictionary that passes part of its input on (a skip transcoder) adds it here.
+        """
+        return self.decode(self.encode(activations) if codes is None else codes)
 
     def sparse(self, activations: Tensor) -> SparseCodes:
         """The codes that are not zero. Methods that never make dense codes override this."""
@@ -92,6 +110,16 @@ class Dictionary(ABC):
         values = codes.gather(1, indices)
         return SparseCodes(torch.where(values != 0, indices, 0), values, codes.shape[1])
 
+    def check_model(self, model: Model) -> None:
+        """Raises MechlabError, naming both models, where this dictionary was made for another one."""
+        origin = self.origin
+        same = origin.fingerprint == model.fingerprint if origin.fingerprint else origin.model == model.name
+        if not same:
+            raise MechlabError(
+                f"This dictionary was made for {origin.model} ({origin.fingerprint[:12] or 'no fingerprint'}) and the model "
+                f"loaded is {model.name} ({model.fingerprint[:12]}): load that model, or train a dictionary for this one."
+            )
+
 
 def check_fits(dictionary: Dictionary, lens: Lens, at: Site | None = None) -> None:
     """Refuses a dictionary made for another model, or for another site than ``at``.
@@ -99,13 +127,7 @@ def check_fits(dictionary: Dictionary, lens: Lens, at: Site | None = None) -> No
     Raises:
         MechlabError: naming both models, or both sites.
     """
-    origin = dictionary.origin
-    same = origin.fingerprint == lens.model.fingerprint if origin.fingerprint else origin.model == lens.model.name
-    if not same:
-        raise MechlabError(
-            f"This dictionary was made for {origin.model} ({origin.fingerprint[:12] or 'no fingerprint'}) and the model "
-            f"loaded is {lens.model.name} ({lens.model.fingerprint[:12]}): load that model, or train a dictionary for this one."
-        )
+    dictionary.check_model(lens.model)
     if at is not None and at.whole != dictionary.site.whole:
         raise MechlabError(
             f"This dictionary decomposes {dictionary.site} and was asked about {at}: use it at its own site."
