@@ -25,9 +25,11 @@ from mechlab.dictionaries.dictionary import Dictionary, DictionaryOrigin
 from mechlab.dictionaries.matching_pursuit import StopRules
 from mechlab.dictionaries.matching_pursuit_dictionary import MpDictionary
 from mechlab.dictionaries.synthetic import MEAN_L0, N_FEATURES, Magnitudes, many_codes
+from mechlab.results.study import Progress
 
 Method = Literal["matching_pursuit", "relu", "matryoshka", "batchtopk"]
 BATCH, WARM_UP, DECAY, LAST = 200, 100, 0.2, 0.1
+_TOLD_EVERY = 100  # steps
 MOST_STEPS = 8  # of a pursuit; the authors' runs have no limit, and stop far earlier
 _L1_START, _L1_STEP, _L1_WARM_UP = 0.1, 3e-4, 0.2
 _PREFIXES, _PARETO = 5, 0.5
@@ -64,7 +66,14 @@ class ReluDictionary(Dictionary):
         return codes @ self._atoms
 
 
-def train_toys(method: Method, runs: Sequence[Run], *, steps: int = 6000, threshold: float = 0.05) -> list[Dictionary]:
+def train_toys(
+    method: Method,
+    runs: Sequence[Run],
+    *,
+    steps: int = 6000,
+    threshold: float = 0.05,
+    progress: Progress | None = None,
+) -> list[Dictionary]:
     """One dictionary per run, in their order.
 
     Args:
@@ -83,6 +92,8 @@ def train_toys(method: Method, runs: Sequence[Run], *, steps: int = 6000, thresh
         loss.sum().backward()
         _clip(model.parameters)
         optimiser.step()
+        if progress is not None and (step + 1) % _TOLD_EVERY == 0:
+            progress(f"training toys, {method}", step + 1, steps)
     return model.dictionaries()
 
 

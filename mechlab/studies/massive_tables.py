@@ -10,7 +10,8 @@ from mechlab.results.statistics import bootstrap_mean
 from mechlab.studies.massive_claims import top_dimensions
 from mechlab.studies.massive_evidence import MEAN, RANDOM, ZERO, Evidence
 from mechlab.views.figures import bars_with_intervals, heatmap
-from mechlab.views.sinks import lines, paper_beside_ours
+from mechlab.views.paper import paper_with_intervals
+from mechlab.views.sinks import lines
 
 Part = tuple[Table, list[FigureItem]]
 _SUN = "Sun et al."
@@ -80,7 +81,7 @@ def _paper(evidence: Evidence) -> Part:
         "Theirs are other, larger models and other texts: read the pattern. "
         "The figure is logarithmic and leaves out what is not above zero."
     )
-    figure = paper_beside_ours(
+    figure = paper_with_intervals(
         frame.assign(**{name: frame[name].where(frame[name] > 0) for name in ("paper", "ours", "low", "high")})
     )
     figure.update_xaxes(type="log")

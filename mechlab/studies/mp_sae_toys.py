@@ -18,7 +18,7 @@ from mechlab.dictionaries.synthetic import (
     shuffled_hierarchy,
 )
 from mechlab.dictionaries.synthetic_training import Method, Run, train_toys
-from mechlab.results.study import Progress
+from mechlab.results.study import Progress, named
 
 METHODS: tuple[Method, ...] = ("matching_pursuit", "matryoshka", "relu", "batchtopk")
 NAMES = {"matching_pursuit": "MP-SAE", "matryoshka": "Matryoshka", "relu": "ReLU + L1", "batchtopk": "BatchTopK"}
@@ -53,9 +53,10 @@ def toys(among: Sequence[Case], seeds: int, steps: int, seed: int, progress: Pro
         for i in range(seeds)
     ]
     rows: list[dict[str, object]] = []
-    for done, method in enumerate(METHODS):
-        progress(f"toys, {NAMES[method]}", done, len(METHODS))
-        trained = train_toys(method, [run for _, run in runs], steps=steps)
+    for method in METHODS:
+        trained = train_toys(
+            method, [run for _, run in runs], steps=steps, progress=named(progress, f"toys, {NAMES[method]}")
+        )
         for (case, run), dictionary in zip(runs, trained, strict=True):
             truth = resampled(run.directions, _ROWS, run.magnitudes, run.seed + _JUDGED_BY)
             rows.append({"case": case.name, "method": method, "seed": run.seed, **_scores(dictionary, truth)})

@@ -16,7 +16,8 @@ from mechlab.studies.sinks_claims import value_ratios, with_secondary
 from mechlab.studies.sinks_evidence import NOTHING, Evidence
 from mechlab.studies.sinks_tables_causal import causal_parts
 from mechlab.views.figures import bars_with_intervals, heatmap
-from mechlab.views.sinks import lines, paper_beside_ours
+from mechlab.views.paper import paper_with_intervals
+from mechlab.views.sinks import lines
 
 Part = tuple[Table, list[FigureItem]]
 _GU = "Gu et al., Table 1"
@@ -101,7 +102,7 @@ def _paper(evidence: Evidence) -> Part:
         f"there, on texts of {evidence.settings['length']} here."
     )
     return Table("paper_beside_ours", title, frame, note), [
-        FigureItem("paper_beside_ours", title, paper_beside_ours(frame), "paper_beside_ours", note)
+        FigureItem("paper_beside_ours", title, paper_with_intervals(frame), "paper_beside_ours", note)
     ]
 
 

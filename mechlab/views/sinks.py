@@ -3,7 +3,7 @@
 import pandas as pd
 import plotly.graph_objects as go
 
-from mechlab.views.style import BLUE, INK, MUTED, ORANGE, safe, template, token
+from mechlab.views.style import MUTED, ORANGE, safe, template, token
 
 _LEGEND_LEFT = {"x": 0, "xanchor": "left"}
 _DASHES = ("solid", "dash", "dot", "dashdot")
@@ -73,42 +73,3 @@ def token_points(
     figure.update_layout(template=template(), height=440, margin={"t": 40}, legend=_LEGEND_LEFT)
     figure.update_xaxes(title_text=safe(x_title))
     return figure.update_yaxes(title_text=safe(y_title))
-
-
-def paper_beside_ours(frame: pd.DataFrame) -> go.Figure:
-    """A row per measure and model of the paper: its number (circle) and ours with its interval (diamond), in the measure's own unit.
-
-    Args:
-        frame: columns ``measure``, ``theirs`` (whose number), ``paper``, ``ours``, ``low``, ``high``; a missing number has no mark.
-    """
-    shown = frame.iloc[::-1]
-    places = list(range(len(shown)))
-    figure = go.Figure()
-    figure.add_scatter(
-        x=shown["paper"],
-        y=places,
-        mode="markers",
-        name="paper",
-        marker={"color": MUTED, "size": 10},
-        hovertemplate="paper %{x:.4g}<extra></extra>",
-    )
-    figure.add_scatter(
-        x=shown["ours"],
-        y=places,
-        mode="markers",
-        name="ours",
-        marker={"color": BLUE, "size": 11, "symbol": "diamond"},
-        error_x={
-            "type": "data",
-            "symmetric": False,
-            "array": shown["high"] - shown["ours"],
-            "arrayminus": shown["ours"] - shown["low"],
-            "color": INK,
-            "thickness": 1.4,
-        },
-        hovertemplate="ours %{x:.4g}<extra></extra>",
-    )
-    labels = [f"{safe(a)}<br><i>{safe(b)}</i>" for a, b in zip(shown["measure"], shown["theirs"], strict=True)]
-    figure.update_layout(template=template(), height=110 + 40 * len(shown), margin={"t": 40}, legend=_LEGEND_LEFT)
-    figure.update_yaxes(tickvals=places, ticktext=labels, range=[-0.6, len(shown) - 0.4])
-    return figure.update_xaxes(title_text="in each measure's own unit")

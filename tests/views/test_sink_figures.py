@@ -4,7 +4,8 @@ import math
 
 import pandas as pd
 
-from mechlab.views.sinks import lines, paper_beside_ours, token_points
+from mechlab.views.paper import paper_with_intervals
+from mechlab.views.sinks import lines, token_points
 
 
 def test_a_line_per_name_and_nothing_below_zero_on_a_logarithmic_axis() -> None:
@@ -42,7 +43,7 @@ def test_the_paper_beside_ours_first_row_on_top() -> None:
             "high": [75.0, math.nan],
         }
     )
-    figure = paper_beside_ours(frame)
+    figure = paper_with_intervals(frame)
     paper, ours = figure.data
     assert list(ours.x) == [3.0, 71.0] and list(paper.x)[1] == 77.0
     assert list(ours.error_x.array)[1] == 4.0 and list(ours.error_x.arrayminus)[1] == 6.0
