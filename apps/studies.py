@@ -106,6 +106,12 @@ STUDIES = (
         home="steering.studies.reasoning_vectors:STUDY",
     ),
     StudyEntry(
+        name="emotion",
+        paper="Wang et al. 2025, Do LLMs 'Feel'? Emotion Circuits Discovery and Control, arXiv 2510.11328",
+        line="Directions of six emotions, the neurons and heads that carry them, and their circuits against plain steering and prompts at equal KL.",
+        home="steering.studies.emotion:STUDY",
+    ),
+    StudyEntry(
         name="mp-sae",
         paper="Costa, Fel, Lubana, Tolooshams and Ba 2025, arXiv 2506.03093",
         line="Matching pursuit against L1, BatchTopK and Matryoshka on a known hierarchy; then a model's activations, error against k.",
