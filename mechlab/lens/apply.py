@@ -170,7 +170,7 @@ def _transform(edit: Edit, part: Tensor, place: Place, cells: Cells) -> Tensor:
 
 
 def _vector(edit: Edit, part: Tensor) -> Tensor:
-    value = torch.tensor(edit.value, dtype=torch.float32, device=part.device)
+    value = edit.vector.to(part.device)
     try:
         if value.ndim >= part.ndim or torch.broadcast_shapes(value.shape, part.shape) != part.shape:
             raise RuntimeError

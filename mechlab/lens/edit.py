@@ -6,8 +6,10 @@ mean the same thing everywhere: ``"clean"`` and ``"corrupted"`` are the two side
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, Literal, TypeAlias, get_args
 
+import torch
 from torch import Tensor
 
 from mechlab.errors import EditError, UnknownName
@@ -117,6 +119,11 @@ class Edit:
             raise EditError(f"Edit project needs an activation with a direction, not {self.site}.")
         if self.steer:
             self.steer.check(self.verb, self.site)
+
+    @cached_property
+    def vector(self) -> Tensor:
+        """``value`` as a float32 tensor on the CPU, made once: generation applies an edit at every token."""
+        return torch.tensor(self.value, dtype=torch.float32)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; fields at their defaults are left out. ``Edit.from_dict`` gives the same edit back."""
