@@ -18,6 +18,8 @@ PUBLISHED = {
     "relu": (None, 0.70, 0.45),
     "batchtopk": (None, 0.54, 0.45),
 }
+# Left: the buttons of the figure lie over the right.
+_LEGEND = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.01, "yanchor": "bottom"}
 _SCORES = ("absorption", "permuted", "cosine", "mcc", "flat", "hierarchical", "error", "l0")
 Part = tuple[Table, FigureItem]
 
@@ -74,7 +76,7 @@ def _beside_paper(found: Evidence) -> Part:
     ]
     for column in ("paper", "ours"):
         figure.add_bar(x=labels, y=frame[column], name=column)
-    figure.update_layout(template=_template(), height=440, barmode="group", margin={"t": 28})
+    figure.update_layout(template=_template(), height=440, barmode="group", margin={"t": 28}, legend=_LEGEND)
     figure.update_yaxes(title_text="absorption")
     figure.update_xaxes(tickangle=-45)
     title = "Absorption: the paper beside ours"
@@ -130,7 +132,7 @@ def _shapes(found: Evidence) -> Part:
     figure = go.Figure()
     for name, rows in shown.groupby("dictionary", sort=False):
         figure.add_bar(x=rows["variable"], y=rows["value"], name=str(name))
-    figure.update_layout(template=_template(), height=400, barmode="group", margin={"t": 28})
+    figure.update_layout(template=_template(), height=400, barmode="group", margin={"t": 28}, legend=_LEGEND)
     title = "The two dictionaries"
     note = (
         f"Babel function of {found.k} atoms on the whole dictionary and on the atoms that one token uses (the paper: MP higher on the "
