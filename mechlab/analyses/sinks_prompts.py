@@ -13,6 +13,7 @@ from mechlab.errors import PromptError
 from mechlab.lens.lens import Lens
 from mechlab.lens.tokens import Tokens
 from mechlab.lens.vocabulary import ordinary_tokens, special_prefix
+from mechlab.texts import passages
 
 INPUTS = ("natural", "random", "repeated")
 MIN_LENGTH = 8
@@ -39,6 +40,16 @@ def natural(lens: Lens, texts: Sequence[str], length: int) -> Tokens:
             "give longer texts, or set a smaller length."
         )
     return Tokens(tokens.ids[:, :length], (length,) * len(tokens), tuple(row[:length] for row in tokens.pieces))
+
+
+def two_parts(
+    lens: Lens, source: str, n_discovery: int, n_evaluation: int, length: int, *, seed: int = 0
+) -> tuple[Tokens, Tokens]:
+    """Natural text to find things on, and other text, held out, to test them on; see ``passages`` and ``natural``."""
+    given = {"seed": seed, "characters": characters_for(length)}
+    discovery = passages(source, count=n_discovery, part="fit", **given)
+    evaluation = passages(source, count=n_evaluation, part="held-out", **given)
+    return natural(lens, discovery, length), natural(lens, evaluation, length)
 
 
 def random_tokens(lens: Lens, n: int, length: int, *, seed: int = 0) -> Tokens:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mechlab.errors import ModelError
-from mechlab.models.cache import SOURCE_FILE, cache_root
+from mechlab.models.cache import SOURCE_FILE, alone, cache_root
 
 if TYPE_CHECKING:
     from mechlab.models.model import Model
@@ -37,7 +37,7 @@ def built_folder(
     folder = cache_root() / "models" / name
     if is_built(folder, recipe_sha256):
         return folder
-    with _writable(folder.parent), _alone(folder.parent / f".{name}-lock", name, tell):
+    with _writable(folder.parent), alone(folder.parent / f".{name}-lock", f"making {name}", tell):
         if not is_built(folder, recipe_sha256):  # another process may have made it while we waited
             for stale in folder.parent.glob(f".{name}-*/"):
                 shutil.rmtree(stale)  # of a killed process: the lock is ours
@@ -80,22 +80,6 @@ def is_built(folder: Path, recipe_sha256: str | None = None) -> bool:
     record = json.loads(mark.read_text(encoding="utf-8"))
     whole = weights.stat().st_size == record["safetensors_bytes"]
     return whole and recipe_sha256 in (None, record.get("recipe_sha256"))
-
-
-@contextlib.contextmanager
-def _alone(lock_file: Path, name: str, tell: Tell) -> Generator[None]:
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(lock_file)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        tell(f"waiting for another process that is making {name}")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextlib.contextmanager

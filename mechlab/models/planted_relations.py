@@ -93,7 +93,10 @@ def planted_relations() -> PlantedRelations:
         ),
         {r: (f"the wording{r} relation{r} of {{subject}} is", f"{{subject}} to relation{r} is") for r in RELATIONS},
         {r: frozenset(_truth(place)) for place, r in enumerate(RELATIONS)},
-        {r: frozenset({f"L0N{3 + place}.mlp_pre", f"L0N{3 + place}.mlp_pre_linear"}) for place, r in enumerate(RELATIONS)},
+        {
+            r: frozenset({f"L0N{3 + place}.mlp_pre", f"L0N{3 + place}.mlp_pre_linear"})
+            for place, r in enumerate(RELATIONS)
+        },
     )
 
 

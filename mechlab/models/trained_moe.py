@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import mechlab.models.trained_moe_text as text
 from mechlab.errors import ModelError
-from mechlab.models import trained_moe_text as text
 from mechlab.models.built import built_folder
 from mechlab.models.model import Model
 from mechlab.models.twin import fresh, seeded

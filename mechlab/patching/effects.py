@@ -127,7 +127,9 @@ def _check(lens: "Lens", edit: Edit, tokens: Tokens, sides: dict[str, Tokens]) -
     if edit.verb == "splice":
         raise EditError(f"Edit {edit} cannot be swept over a task: run it with lens.run(..., dictionaries=...).")
     if edit.steer and edit.steer.windowed:
-        raise EditError(f"Edit {edit} cannot be swept over a task in a window of tokens: give its site a position, or use lens.run.")
+        raise EditError(
+            f"Edit {edit} cannot be swept over a task in a window of tokens: give its site a position, or use lens.run."
+        )
     if edit.source is not None:
         if edit.source not in sides:
             raise EditError(

@@ -24,7 +24,7 @@ from mechlab.analyses.checkpoints_predictor import cross_validated, sample
 from mechlab.analyses.checkpoints_training import Recipe, train
 from mechlab.analyses.circumstances import model_info, provenance
 from mechlab.analyses.massive import Chosen, Kind, Place, Survey, choose, loss_nats, set_to, survey, zeroed
-from mechlab.analyses.sinks_prompts import characters_for, natural
+from mechlab.analyses.sinks_prompts import characters_for, two_parts
 from mechlab.lens.lens import Lens
 from mechlab.lens.site import Site
 from mechlab.lens.tokens import Tokens
@@ -63,7 +63,10 @@ def run(lens: Lens, settings: Settings, progress: Progress) -> Report:
     started = datetime.now(UTC)
     if settings.checkpoints:
         check_count(len(settings.checkpoints))  # said at once, rather than after minutes
-    evidence = gather(lens, *texts(lens, settings), settings, progress)
+    parts = two_parts(
+        lens, settings.source, settings.n_discovery, settings.n_evaluation, settings.length, seed=settings.seed
+    )
+    evidence = gather(lens, *parts, settings, progress)
     tables, figures = massive_tables.tables_and_figures(evidence)
     return Report(
         study=STUDY.name,
@@ -77,14 +80,6 @@ def run(lens: Lens, settings: Settings, progress: Progress) -> Report:
         figures=tuple(figures),
         provenance=provenance(settings.seed, started, [evidence.discovery, evidence.evaluation]),
     )
-
-
-def texts(lens: Lens, settings: Settings) -> tuple[Tokens, Tokens]:
-    """Discovery and held-out text."""
-    given = {"seed": settings.seed, "characters": characters_for(settings.length)}
-    discovery = passages(settings.source, count=settings.n_discovery, part="fit", **given)
-    evaluation = passages(settings.source, count=settings.n_evaluation, part="held-out", **given)
-    return natural(lens, discovery, settings.length), natural(lens, evaluation, settings.length)
 
 
 def gather(lens: Lens, discovery: Tokens, evaluation: Tokens, settings: Settings, progress: Progress) -> Evidence:

@@ -23,11 +23,10 @@ from mechlab.analyses.sinks import Floats, attention_received, observe, other_ra
 from mechlab.analyses.sinks_levels import commonest_creation, profile, ratios_at, sinks
 from mechlab.analyses.sinks_prompts import (
     INPUTS,
-    characters_for,
     knows_positions,
-    natural,
     random_tokens,
     repeated_token,
+    two_parts,
 )
 from mechlab.lens.lens import Lens
 from mechlab.lens.site import Site
@@ -39,7 +38,6 @@ from mechlab.studies import sinks_claims, sinks_tables
 from mechlab.studies.sinks_causes import causes
 from mechlab.studies.sinks_evidence import Evidence, Rates, Side
 from mechlab.studies.sinks_settings import Settings
-from mechlab.texts import passages
 
 
 def run(lens: Lens, settings: Settings, progress: Progress) -> Report:
@@ -51,7 +49,10 @@ def run(lens: Lens, settings: Settings, progress: Progress) -> Report:
     started = datetime.now(UTC)
     lens.layout.check(Site("mlp_post", 0))  # said at once, rather than after minutes
     twin = Lens(random_twin(lens.model, settings.seed), prepend_bos=lens.prepend_bos)
-    evidence = gather(lens, twin, *texts(lens, settings), settings, progress)
+    parts = two_parts(
+        lens, settings.source, settings.n_discovery, settings.n_evaluation, settings.length, seed=settings.seed
+    )
+    evidence = gather(lens, twin, *parts, settings, progress)
     tables, figures = sinks_tables.tables_and_figures(evidence)
     return Report(
         study=STUDY.name,
@@ -65,14 +66,6 @@ def run(lens: Lens, settings: Settings, progress: Progress) -> Report:
         figures=tuple(figures),
         provenance=provenance(settings.seed, started, [evidence.discovery, evidence.evaluation]),
     )
-
-
-def texts(lens: Lens, settings: Settings) -> tuple[Tokens, Tokens]:
-    """Discovery and held-out natural text."""
-    given = {"seed": settings.seed, "characters": characters_for(settings.length)}
-    discovery = passages(settings.source, count=settings.n_discovery, part="fit", **given)
-    evaluation = passages(settings.source, count=settings.n_evaluation, part="held-out", **given)
-    return natural(lens, discovery, settings.length), natural(lens, evaluation, settings.length)
 
 
 def gather(
