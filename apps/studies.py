@@ -58,14 +58,14 @@ STUDIES = (
     ),
     StudyEntry(
         name="dictionaries",
-        paper="Costa et al. 2025, arXiv 2506.03093; Shafran et al. 2025, arXiv 2506.10920; Karvonen et al. 2025 (SAEBench), arXiv 2503.09532",
-        line="SAEs, MP-SAE and baselines on one site: error, loss when spliced in, concepts, KL-matched steering, seeds, labels, known truth.",
+        paper="Costa et al. 2025, arXiv 2506.03093; Shafran et al. 2025, arXiv 2506.10920; Karvonen et al. 2025, arXiv 2503.09532",
+        line="SAEs, MP-SAE and baselines on one site: error, loss when spliced in, concepts, steering at equal KL, seeds, known truth.",
         home="mechlab.studies.dictionaries:STUDY",
     ),
     StudyEntry(
         name="sinks",
         paper="Wong et al. 2025, arXiv 2512.22213; Gu et al. 2025, arXiv 2410.10781",
-        line="Sink rates on three kinds of input; sink levels; the MLPs and neurons that write and remove a sink; rescaled, removed, moved.",
+        line="Sink rates on three kinds of input; sink levels; the MLPs and neurons that write and remove a sink, changed in turn.",
         home="mechlab.studies.sinks:STUDY",
     ),
     StudyEntry(
@@ -89,7 +89,7 @@ STUDIES = (
     StudyEntry(
         name="vocabulary",
         paper="Häon et al. 2025, Mechanistic interpretability for steering vision-language-action models, arXiv 2509.00328",
-        line="Value vectors on the unembedding, clustered by meaning; a cluster clamped, and what that does to the probability of its words.",
+        line="Value vectors on the unembedding, clustered by meaning; a cluster clamped: do its words become likelier?",
         home="mechlab.studies.vocabulary:STUDY",
     ),
     StudyEntry(
@@ -108,8 +108,28 @@ STUDIES = (
     StudyEntry(
         name="emotion",
         paper="Wang et al. 2025, Do LLMs 'Feel'? Emotion Circuits Discovery and Control, arXiv 2510.11328",
-        line="Directions of six emotions, the neurons and heads that carry them, and their circuits against plain steering and prompts at equal KL.",
+        line="Directions of six emotions, neurons and heads behind them, circuits against plain steering and prompts at equal KL.",
         home="steering.studies.emotion:STUDY",
+    ),
+    StudyEntry(
+        name="activation-reasoning",
+        paper="Helff et al. 2025, ActivationReasoning: Logical Reasoning in Latent Activation Spaces, arXiv 2510.18184",
+        line="Concepts detected in activations, rules chained over them with proofs: accuracy by hops, and actions, beside controls.",
+        home="steering.studies.activation_reasoning:STUDY",
+    ),
+    StudyEntry(
+        name="context-mixture",
+        paper="Wang et al. 2025, Context Engineering for Trustworthiness: Rescorla-Wagner Steering Under Mixed and Inappropriate Contexts, "
+        "arXiv 2509.04500",
+        line="Right and wrong passages mixed at shares from 0 to 95 %: a Rescorla-Wagner fit against a line; order and dilution controls.",
+        home="steering.studies.context_mixture:STUDY",
+    ),
+    StudyEntry(
+        name="neurofeedback",
+        paper="Ji-An et al. 2025, Language Models Are Capable of Metacognitive Monitoring and Control of Their Internal Activations, "
+        "arXiv 2505.13763",
+        line="Sentences scored by the model's own activation: report and control by examples and direction; words, shuffles, twin.",
+        home="steering.studies.neurofeedback:STUDY",
     ),
     StudyEntry(
         name="mp-sae",

@@ -196,8 +196,8 @@ def _twin(twin: Lens, at: Site, settings: Settings, place: Path, progress: Progr
 STUDY = Study(
     name="dictionaries",
     title="Dictionaries of one site on one scorecard",
-    paper="Costa et al. 2025, arXiv 2506.03093; Shafran et al. 2025, arXiv 2506.10920; Karvonen et al. 2025 (SAEBench), arXiv 2503.09532",
-    line="SAEs, MP-SAE and baselines on one site: error, loss when spliced in, concepts, KL-matched steering, seeds, labels, known truth.",
+    paper="Costa et al. 2025, arXiv 2506.03093; Shafran et al. 2025, arXiv 2506.10920; Karvonen et al. 2025, arXiv 2503.09532",
+    line="SAEs, MP-SAE and baselines on one site: error, loss when spliced in, concepts, steering at equal KL, seeds, known truth.",
     settings=Settings,
     run=run,
 )

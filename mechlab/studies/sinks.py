@@ -141,7 +141,7 @@ STUDY = Study(
     name="sinks",
     title="Which tokens are attention sinks, what makes them and what removes them?",
     paper="Wong et al. 2025, arXiv 2512.22213; Gu et al. 2025, arXiv 2410.10781",
-    line="Sink rates on three kinds of input; sink levels; the MLPs and neurons that write and remove a sink; rescaled, removed, moved.",
+    line="Sink rates on three kinds of input; sink levels; the MLPs and neurons that write and remove a sink, changed in turn.",
     settings=Settings,
     run=run,
 )

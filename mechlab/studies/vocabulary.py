@@ -249,7 +249,7 @@ STUDY = Study(
     name="vocabulary",
     title="Do neurons that write related words make the model say them?",
     paper="Häon et al. 2025, Mechanistic interpretability for steering vision-language-action models, arXiv 2509.00328",
-    line="Value vectors on the unembedding, clustered by meaning; a cluster clamped, and what that does to the probability of its words.",
+    line="Value vectors on the unembedding, clustered by meaning; a cluster clamped: do its words become likelier?",
     settings=Settings,
     run=run,
 )
