@@ -21,7 +21,7 @@ from mechlab.models.twin import random_twin
 from mechlab.results.report import Report
 from mechlab.results.study import Progress, Study
 from steering.studies import context_mixture_claims, context_mixture_items, context_mixture_tables
-from steering.studies.context_mixture_evidence import NO_CONTEXT, Answered, Condition, Evidence, answer
+from steering.studies.context_mixture_evidence import NO_CONTEXT, Answered, Condition, Evidence, answer, orders_of
 
 
 class Settings(BaseModel):
@@ -62,7 +62,7 @@ def run(lens: Lens, settings: Settings, progress: Progress) -> Report:
     evidence = gather(lens, settings, progress)
     tables, figures = context_mixture_tables.tables_and_figures(evidence)
     asked = context_mixture_items.items(settings.items)
-    plain = context_mixture_items.prompts(lens, asked, [()] * len(asked))
+    orders = [orders_of(one, len(asked), settings.passages, 1000 * settings.seed) for one in conditions(settings)]
     return Report(
         study=STUDY.name,
         title=STUDY.title,
@@ -73,7 +73,9 @@ def run(lens: Lens, settings: Settings, progress: Progress) -> Report:
         findings=tuple(context_mixture_claims.findings(evidence)),
         tables=tuple(tables),
         figures=tuple(figures),
-        provenance=provenance(settings.seed, started, [plain]),
+        provenance=provenance(
+            settings.seed, started, [context_mixture_items.prompts(lens, asked, one) for one in orders]
+        ),
     )
 
 

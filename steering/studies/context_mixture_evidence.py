@@ -69,15 +69,15 @@ class Evidence:
 
 def answer(lens: Lens, asked: Sequence[Item], condition: Condition, n: int, seed: int) -> Answered:
     """One condition, ``n`` passages; where they stand is drawn for each question."""
-    asked = list(asked)
-    orders = [_order(condition, n, seed + i) for i in range(len(asked))]
+    asked, orders = list(asked), orders_of(condition, len(asked), n, seed)
     logits = lens.run(passages.prompts(lens, asked, orders), logits="last", batch_size=_PROMPTS_AT_ONCE).last_logits
     assert logits is not None
     p = logits.double().softmax(-1).cpu().gather(1, passages.candidates(lens, asked)).numpy()
     return Answered(p[:, 0], p[:, 1], np.array([[_CUE[kind] for kind in order] for order in orders], dtype=np.float64))
 
 
-def _order(condition: Condition, n: int, seed: int) -> tuple[Kind, ...]:
+def orders_of(condition: Condition, n_items: int, n: int, seed: int) -> list[tuple[Kind, ...]]:
+    """Which kind of passage stands where, for each question; places are drawn anew for each."""
     if condition.empty:
-        return ()
-    return passages.kinds(n, condition.share, condition.other, condition.order, seed)
+        return [()] * n_items
+    return [passages.kinds(n, condition.share, condition.other, condition.order, seed + i) for i in range(n_items)]

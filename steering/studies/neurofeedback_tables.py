@@ -158,7 +158,7 @@ def _texts(evidence: Evidence) -> list[Part]:
         }
     )
     title = "What the model wrote for a score"
-    note = "Greedy text after the request, up to the end of its line, and whether it repeats a given sentence; the figure shows how many words."
+    note = "Greedy text up to the end of its line, and whether it repeats a given sentence; the figure shows how many words."
     figure = bars_with_intervals(shown, "asked_for", "words", "low", "high", title="", x_title="score asked for")
     return [(Table("texts", title, frame, note), [FigureItem("texts", title, figure, "texts", note)])]
 

@@ -187,7 +187,7 @@ def evidence_of(rules: float = 0.9, **controls: float) -> Evidence:
             direct=base,
             shuffled_labels=[told_at(0.5), get("labels")],
             random=[told_at(0.5), get("random")],
-            shuffled_rules=[told_at(0.5), get("rules")],
+            shuffled_rules=[told_at(0.5), get("dealt")],
             by_detector={"logistic": told_at(rules)},
             twin_base={1: at(0.4), 3: at(0.4)},
             twin=get("twin"),
@@ -208,7 +208,7 @@ def test_verdicts_follow_the_evidence() -> None:
     assert verdicts(evidence_of(base=0.8))["base_decay"] == "not supported"
     weak = verdicts(evidence_of(rules=0.55))
     assert weak["kinds_gain"] == "not supported"
-    for name in ("labels", "random", "rules", "twin"):
+    for name in ("labels", "random", "dealt", "twin"):
         assert verdicts(evidence_of(**{name: 0.95}))["kinds_gain"] != "supported", name
     for name in ("act", "other"):
         assert verdicts(evidence_of(**{name: 0.3}))["action"] != "supported", name
