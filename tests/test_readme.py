@@ -7,11 +7,12 @@ import pytest
 
 
 @pytest.mark.default_model
-def test_readme_code_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_readme_code_runs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     text = (Path(__file__).parent.parent / "README.md").read_text()
     code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
     assert code.count("range(30)") == 1
     code = code.replace("n=8", "n=2").replace("range(30)", "range(23, 24)")
+    monkeypatch.chdir(tmp_path)  # it writes activations and a dictionary
     names: dict[str, object] = {}
     exec(compile(code, "README.md", "exec"), names)
     printed = capsys.readouterr().out

@@ -146,6 +146,7 @@ def _checked(recipe: Recipe, tell: Tell) -> tuple[Model, dict[str, float]]:
 def _trained(recipe: Recipe, tell: Tell) -> Model:
     import torch
 
+    tell(f"training {TRAINED_MOE}, once: {recipe.steps + recipe.lessons} steps, some minutes")
     tokenizer = word_tokenizer(text.vocabulary())
     hf: Any = fresh(config(recipe), torch.float32, recipe.seed)
     with seeded(recipe.seed):
