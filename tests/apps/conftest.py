@@ -1,7 +1,8 @@
 """The command line, run in this process, on a tiny model in a folder."""
 
 import json
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,3 +66,13 @@ def store(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small() -> list[str]:
     """Settings with which the IOI study takes under a second on the tiny model."""
     return _SMALL
+
+
+@pytest.fixture(autouse=True)
+def _interrupts_arrive() -> Iterator[None]:
+    """A shell ignores SIGINT for what it starts in the background, and children inherit that."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
