@@ -1,7 +1,7 @@
 """Which model the session looks at, and how a page gets a Lens over it.
 
 Weights are loaded once for the whole server. Every session, and every background job, has a tree of modules of its own over the very
-same weights (``over_same_weights``: nothing is copied, 0.1 s). Hooks live on modules, so two tabs, or a tab and its jobs, cannot disturb
+same weights (``beside``: nothing is copied, 0.1 s). Hooks live on modules, so two tabs, or a tab and its jobs, cannot disturb
 one another, and nobody waits for a lock.
 """
 
@@ -89,11 +89,9 @@ def another_lens(name: str) -> "Lens":
         ModelError: the model cannot be loaded. UnknownName: it is not among the choices.
     """
     from mechlab.lens.lens import Lens
-    from mechlab.models.model import Model
-    from mechlab.models.twin import over_same_weights
+    from mechlab.models.twin import beside
 
-    whole = model(name)
-    return Lens(Model(whole.name, whole.source, over_same_weights(whole.hf), whole.tokenizer))
+    return Lens(beside(model(name)))
 
 
 def model(name: str) -> "Model":

@@ -5,22 +5,18 @@ run loses at most the steps since. Batches are drawn from the seed and the step 
 that was not.
 """
 
-import hashlib
-import json
-import os
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mechlab.analyses.checkpoints import Trace, ratios
-from mechlab.errors import StoreError
 from mechlab.lens.lens import Lens
+from mechlab.models.keeping import home, keep, kept, moments_of, put_back, unreadable
 from mechlab.models.model import Model
 from mechlab.models.twin import fresh
 from mechlab.models.words import SPECIAL, word_tokenizer
@@ -74,10 +70,10 @@ def train(recipe: Recipe, text: str, folder: Path, progress: Progress) -> Trace:
         StoreError: a folder whose state cannot be read.
     """
     ids = _encoded(text, recipe)
-    home = folder / hashlib.sha256(json.dumps([asdict(recipe), text, torch.__version__]).encode()).hexdigest()[:16]
+    at = home(folder, recipe, text)
     model = _fresh(recipe, text)
     optimizer = torch.optim.AdamW(model.hf.parameters(), lr=_RATE, betas=_BETAS, weight_decay=0.1)
-    done, found = _resumed(home, model, optimizer)
+    done, found = _resumed(at, model, optimizer)
     held_out, body = ids[: _MEASURED * recipe.length], ids[_MEASURED * recipe.length :]
     prompts = held_out.reshape(_MEASURED, recipe.length).tolist()
     lens, last = Lens(model), recipe.checkpoints[-1]
@@ -87,7 +83,8 @@ def train(recipe: Recipe, text: str, folder: Path, progress: Progress) -> Trace:
         _step(recipe, model, optimizer, body, step)
         if step + 1 in recipe.checkpoints:
             found.append(ratios(lens, prompts).tolist())
-            _save(home, model, optimizer, step + 1, found)
+            weights, moments = dict(model.hf.named_parameters()), moments_of(optimizer, _names(model))
+            keep(at, step + 1, weights, moments, found, finished=step + 1 == last)
         progress(f"training {recipe.name}", step + 1, last)
     return Trace(
         recipe.name, np.array(recipe.checkpoints, dtype=np.float64), np.array(found), recipe.d_model, recipe.n_heads
@@ -144,45 +141,21 @@ def _step(recipe: Recipe, model: Model, optimizer: torch.optim.Optimizer, ids: T
     model.hf.requires_grad_(False)
 
 
-def _save(home: Path, model: Model, optimizer: torch.optim.Optimizer, step: int, found: list[list[float]]) -> None:
-    """Weights, optimizer state and ratios as one folder's files; the JSON is written last and names the weights that belong to it."""
-    home.mkdir(parents=True, exist_ok=True)
-    tensors = {name: value.detach().clone() for name, value in model.hf.named_parameters()}
-    names = [name for name, _ in model.hf.named_parameters()]
-    for index, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"{names[index]}#{key}": torch.as_tensor(value).clone() for key, value in moments.items()}
-    weights = home / f"step{step}.safetensors"
-    save_file(tensors, weights)
-    waiting = home / "state.json.new"
-    waiting.write_text(json.dumps({"step": step, "ratios": found, "weights": weights.name}))
-    os.replace(waiting, home / "state.json")  # noqa: PTH105 (atomic on every system)
-    for old in home.glob("step*.safetensors"):
-        if old != weights:
-            old.unlink()
-
-
-def _resumed(home: Path, model: Model, optimizer: torch.optim.Optimizer) -> tuple[int, list[list[float]]]:
+def _resumed(at: Path, model: Model, optimizer: torch.optim.Optimizer) -> tuple[int, list[list[float]]]:
     """Step and ratios of what is in the folder, put into the model and optimizer; 0 and nothing for an empty one."""
-    state = home / "state.json"
-    if not state.is_file():
+    found = kept(at)
+    if found is None:
         return 0, []
     try:
-        saved: dict[str, Any] = json.loads(state.read_text())
-        tensors = load_file(home / Path(saved["weights"]).name)
-        step, found = int(saved["step"]), saved["ratios"]
-        moments = _put_back(model, tensors)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise StoreError(
-            f"The training folder {str(home)!r} cannot be read ({error}): delete it to train anew."
-        ) from error
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-    return step, found
+        for name, parameter in model.hf.named_parameters():
+            parameter.copy_(found.weights[name])
+            if set(found.moments[name]) != {"step", "exp_avg", "exp_avg_sq"}:
+                raise KeyError(name)
+    except (KeyError, RuntimeError) as error:
+        raise unreadable(at, error) from error
+    put_back(found, optimizer, _names(model))
+    return found.step, found.curves
 
 
-def _put_back(model: Model, tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-    """Copies the weights into the model; gives the optimizer's state by parameter number."""
-    moments: dict[int, dict[str, Tensor]] = {}
-    for index, (name, parameter) in enumerate(model.hf.named_parameters()):
-        parameter.copy_(tensors[name])
-        moments[index] = {key: tensors[f"{name}#{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-    return moments
+def _names(model: Model) -> list[str]:
+    return [name for name, _ in model.hf.named_parameters()]

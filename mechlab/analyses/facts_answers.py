@@ -12,16 +12,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mechlab.analyses.facts import Fact, prompt
+from mechlab.analyses.facts import Fact, Facts, Split, prompt
 from mechlab.errors import ModelError, PromptError
 from mechlab.lens.edit import Edit
 from mechlab.lens.lens import Lens
 from mechlab.lens.site import Site
 from mechlab.lens.tokens import Tokens
+from mechlab.results.study import Progress
 
-__all__ = ["Answers", "Questions", "answered", "questions"]
+__all__ = ["MIN_RIGHT", "Answers", "Questions", "answered", "known_facts", "questions"]
 
 Floats = NDArray[np.float64]
+MIN_RIGHT = 5
+"""Facts of a relation that a model must answer right before units are sought on them."""
 ASK = "ASK"
 """Label of the last token of the question."""
 _OPENS = (" ", "\n", '"', "'", "“", "(", "[", "¿")
@@ -145,3 +148,27 @@ def _by_length(tokens: Tokens, at_once: int) -> list[list[int]]:
     """Rows in groups of about one length, so that little is padded."""
     order = sorted(range(len(tokens)), key=lambda row: tokens.lengths[row])
     return [order[start : start + at_once] for start in range(0, len(order), at_once)]
+
+
+def known_facts(
+    lens: Lens, facts: Facts, sides: Split, progress: Progress
+) -> tuple[dict[str, tuple[Fact, ...]], dict[str, tuple[int, int]], dict[str, str]]:
+    """Relation -> detection facts answered right; relation -> (asked, right); relations left out, and why.
+
+    A relation is used if the model answers ``MIN_RIGHT`` of its detection facts right and there are two evaluation facts.
+    """
+    known: dict[str, tuple[Fact, ...]] = {}
+    asked, left_out = dict[str, tuple[int, int]](), dict[str, str]()
+    for done, (name, rows) in enumerate(sides.detection.items()):
+        progress("", done, len(sides.detection))
+        n_judged = len(sides.evaluation[name])
+        if len(rows) < MIN_RIGHT or n_judged < 2:
+            left_out[name] = f"{len(rows)} facts to find units with and {n_judged} to judge them by are too few"
+            continue
+        right = answered(lens, questions(lens, lambda fact: facts.templates[fact.relation][0], rows)).right
+        asked[name] = (len(rows), int(right.sum()))
+        if right.sum() < MIN_RIGHT:
+            left_out[name] = f"{int(right.sum())} of {len(rows)} facts answered right, fewer than {MIN_RIGHT}"
+        else:
+            known[name] = tuple(fact for fact, was_right in zip(rows, right, strict=True) if was_right)
+    return known, asked, left_out

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mechlab.formation.abrupt_data import KINDS, Examples, Kind, Vectors, World, examples, vectors
 from mechlab.formation.abrupt_model import Seen, forward, fresh
-from mechlab.formation.keeping import Kept, home, keep, kept
+from mechlab.models.keeping import Kept, home, keep, kept
 from mechlab.results.study import Progress
 
 Floats = NDArray[np.float64]

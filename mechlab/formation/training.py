@@ -20,12 +20,12 @@ from torch import Tensor
 from mechlab.errors import UnknownName
 from mechlab.formation.clamps import Clamp, Values, all_clamps, clamp_sources
 from mechlab.formation.fewshot import SPLITS, Sequences, Split, Task, sequences, stacked
-from mechlab.formation.keeping import Kept, home, keep, kept, moments_of, put_back
 from mechlab.formation.measures import measures
 from mechlab.formation.stack import Pass, Shape, forward, fresh, tokens, trained
 from mechlab.lens.apply import Source
 from mechlab.lens.edit import Edit
 from mechlab.lens.site import Site
+from mechlab.models.keeping import Kept, home, keep, kept, moments_of, put_back
 from mechlab.results.study import Progress
 
 __all__ = ["Recipe", "Training", "train"]

@@ -1,10 +1,15 @@
-"""The random twin: same architecture, settings and tokenizer, freshly drawn weights. A control for claims about training."""
+"""The random twin: same architecture, settings and tokenizer, freshly drawn weights; and models beside one another.
+
+The twin is a control for claims about training.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 from collections.abc import Generator
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from mechlab.models.model import Model
@@ -38,6 +43,22 @@ def over_same_weights(hf: PreTrainedModel) -> PreTrainedModel:
     """Another tree of modules over the very same parameters and buffers: its hooks and settings are its own, nothing is copied."""
     shared = {id(tensor): tensor for tensor in (*hf.parameters(), *hf.buffers())}
     return copy.deepcopy(hf, memo=shared)  # pyright: ignore[reportArgumentType]
+
+
+@dataclass(frozen=True, eq=False)
+class _Beside(Model):
+    """The weights are another model's, so its fingerprint is, too: hashing takes seconds and is done once for all."""
+
+    whole: Model
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return self.whole.fingerprint
+
+
+def beside(model: Model) -> Model:
+    """The model on a tree of modules of its own over the same weights: hooks on the one are not on the other."""
+    return _Beside(model.name, model.source, over_same_weights(model.hf), model.tokenizer, model)
 
 
 @contextlib.contextmanager

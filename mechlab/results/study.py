@@ -36,6 +36,18 @@ def named(progress: Progress, text: str) -> Progress:
     return renamed
 
 
+def in_one(progress: Progress, parts: int) -> Callable[[int], Progress]:
+    """One count for the whole study, so that the time left is told for all of it; each part counts as 1000."""
+
+    def part(at: int) -> Progress:
+        def tell(label: str, done: int, total: int) -> None:
+            progress(label, 1000 * at + 1000 * done // max(1, total), 1000 * parts)
+
+        return tell
+
+    return part
+
+
 @dataclass(frozen=True)
 class Study:
     """One paper's claims as an experiment.

@@ -13,7 +13,6 @@ Reddy, arXiv 2312.03002.
 """
 
 from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,13 +23,12 @@ from mechlab.formation.abrupt_theory import Reduced, descend
 from mechlab.formation.abrupt_training import AbruptRecipe, train_abrupt
 from mechlab.formation.stack import tokens
 from mechlab.lens.lens import Lens
-from mechlab.models.cache import cache_root
+from mechlab.models.keeping import training_folder
 from mechlab.results.report import Report
-from mechlab.results.study import Progress, Study, named
+from mechlab.results.study import Progress, Study, in_one, named
 from mechlab.studies import abrupt_learning_claims, abrupt_learning_tables
 from mechlab.studies.abrupt_learning_evidence import Evidence
 from mechlab.studies.abrupt_learning_settings import Settings
-from mechlab.studies.induction_formation import in_one
 
 
 def run(lens: Lens, settings: Settings, progress: Progress) -> Report:
@@ -60,7 +58,7 @@ def run(lens: Lens, settings: Settings, progress: Progress) -> Report:
 
 def gather(settings: Settings, progress: Progress) -> Evidence:
     """Every number of the study; no judgement yet."""
-    folder = Path(settings.folder).expanduser() if settings.folder else cache_root() / "training"
+    folder = training_folder(settings.folder)
     sizes = [(n, labels) for n in settings.items for labels in (settings.labels, n)]
     data = [(k, b) for k in settings.classes for b in settings.bursts]
     most = max(settings.items)

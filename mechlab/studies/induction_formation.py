@@ -13,10 +13,8 @@ a minute; nothing else was looked at when they were.
 Singh et al., arXiv 2404.07129.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pandas as pd
 
@@ -29,9 +27,9 @@ from mechlab.formation.stack import Shape, fresh, tokens
 from mechlab.formation.tensor_toy import HELD, Toy, learn, wait
 from mechlab.formation.training import Recipe, Training, train
 from mechlab.lens.lens import Lens
-from mechlab.models.cache import cache_root
+from mechlab.models.keeping import training_folder
 from mechlab.results.report import Report
-from mechlab.results.study import Progress, Study, named
+from mechlab.results.study import Progress, Study, in_one, named
 from mechlab.studies import induction_formation_claims, induction_formation_tables
 from mechlab.studies.induction_formation_evidence import BASE, Evidence, Floats
 from mechlab.studies.induction_formation_settings import Settings
@@ -65,7 +63,7 @@ def run(lens: Lens, settings: Settings, progress: Progress) -> Report:
 
 def gather(settings: Settings, progress: Progress) -> Evidence:
     """Every number of the study; no judgement yet."""
-    folder = Path(settings.folder).expanduser() if settings.folder else cache_root() / "training"
+    folder = training_folder(settings.folder)
     every = recipes(settings)
     whole = in_one(progress, len(every) + 3)
     trainings = {name: train(recipe, folder, whole(at)) for at, (name, recipe) in enumerate(every.items())}
@@ -101,18 +99,6 @@ def recipes(settings: Settings) -> dict[str, Recipe]:
     found |= {f"{more} classes": replace(plain, task=replace(task, classes=more)) for more in settings.more_classes}
     found |= {f"{more} labels": replace(plain, task=replace(task, labels=more)) for more in settings.more_labels}
     return found
-
-
-def in_one(progress: Progress, parts: int) -> Callable[[int], Progress]:
-    """One count for the whole study, so that the time left is told for all of it; each part counts as 1000."""
-
-    def part(at: int) -> Progress:
-        def tell(label: str, done: int, total: int) -> None:
-            progress(label, 1000 * at + 1000 * done // max(1, total), 1000 * parts)
-
-        return tell
-
-    return part
 
 
 def _judged(settings: Settings, at: int) -> Sequences:

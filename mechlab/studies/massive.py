@@ -13,7 +13,6 @@ Sun et al., arXiv 2402.17762; Gallego-Feliciano et al., arXiv 2508.03616.
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -28,7 +27,7 @@ from mechlab.analyses.sinks_prompts import characters_for, two_parts
 from mechlab.lens.lens import Lens
 from mechlab.lens.site import Site
 from mechlab.lens.tokens import Tokens
-from mechlab.models.cache import cache_root
+from mechlab.models.keeping import training_folder
 from mechlab.models.twin import random_twin
 from mechlab.results.report import Report
 from mechlab.results.study import Progress, Study, named
@@ -162,7 +161,7 @@ def _traces(lens: Lens, settings: Settings, progress: Progress) -> list[Trace]:
         )
         return [over_checkpoints(lens.model, settings.checkpoints, given, progress)]
     text = "\n\n".join(passages(count=_TRAINING_TEXTS, seed=settings.seed))
-    folder = Path(settings.folder).expanduser() if settings.folder else cache_root() / "training"
+    folder = training_folder(settings.folder)
     return [
         train(
             Recipe(*shape, steps=settings.train_steps, n_checkpoints=settings.n_checkpoints, seed=settings.seed),

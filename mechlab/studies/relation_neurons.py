@@ -25,8 +25,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mechlab.analyses.average_precision import prevalence
 from mechlab.analyses.circumstances import study_report
-from mechlab.analyses.facts import Fact, Facts, Split, load_facts, split
-from mechlab.analyses.facts_answers import answered, questions
+from mechlab.analyses.facts import Fact, Facts, load_facts, split
+from mechlab.analyses.facts_answers import MIN_RIGHT, known_facts
 from mechlab.analyses.responses import Reduction, Responses, responses, streamed_to
 from mechlab.analyses.units import Indices, Units, mlp_kinds, strongest, units_of
 from mechlab.analyses.units_by_label import Found, find, labellings, shuffled
@@ -41,8 +41,6 @@ from mechlab.studies.relation_neurons_effects import Bench, evidence_of_effects
 from mechlab.studies.relation_neurons_evidence import Evidence, HeldOut
 
 Floats = NDArray[np.float64]
-MIN_RIGHT = 5
-"""Facts of a relation that the model must answer right on the detection side, or it is left out."""
 PAPER_SHARE = 3000 / 835_584
 """Of all units, in the paper's set of a relation."""
 NEGATIVES = 4
@@ -110,7 +108,13 @@ def gather(lens: Lens, settings: Settings, progress: Progress) -> tuple[Evidence
     k = settings.k or max(1, round(PAPER_SHARE * len(units)))
     facts = load_facts(settings.facts, _named_relations(settings))
     sides = split(facts, settings.n_detection, settings.n_evaluation, seed=settings.seed)
-    known, detected, left_out = _known(lens, facts, sides, named(progress, "which facts it knows"))
+    known, detected, left_out = known_facts(lens, facts, sides, named(progress, "which facts it knows"))
+    if len(known) < 2:
+        reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
+        raise MechlabError(
+            f"{lens.model.name} knows enough of {len(known)} relations, and two are needed ({reasons}): "
+            "give facts it answers right, or use a larger model."
+        )
     names = tuple(known)
     with streamed_to() as folder:
         prompts = lens.tokens([text for name in names for text in _texts(facts, known[name], 0)])
@@ -153,32 +157,6 @@ def _named_relations(settings: Settings) -> tuple[str, ...] | None:
 
 def _texts(facts: Facts, rows: tuple[Fact, ...], wording: int) -> list[str]:
     return [facts.templates[fact.relation][wording].replace("{subject}", fact.subject) for fact in rows]
-
-
-def _known(
-    lens: Lens, facts: Facts, sides: Split, progress: Progress
-) -> tuple[dict[str, tuple[Fact, ...]], dict[str, tuple[int, int]], dict[str, str]]:
-    """Relation -> detection facts answered right; relation -> (asked, right); relations left out, and why."""
-    known: dict[str, tuple[Fact, ...]] = {}
-    detected, left_out = dict[str, tuple[int, int]](), dict[str, str]()
-    for done, (name, rows) in enumerate(sides.detection.items()):
-        progress("", done, len(sides.detection))
-        if len(rows) < MIN_RIGHT or len(sides.evaluation[name]) < 2:
-            left_out[name] = f"{len(rows)} facts to find units with and {len(sides.evaluation[name])} to judge them by"
-            continue
-        right = answered(lens, questions(lens, lambda fact: facts.templates[fact.relation][0], rows)).right
-        detected[name] = (len(rows), int(right.sum()))
-        if right.sum() < MIN_RIGHT:
-            left_out[name] = f"{int(right.sum())} of {len(rows)} facts answered right, fewer than {MIN_RIGHT}"
-        else:
-            known[name] = tuple(fact for fact, was_right in zip(rows, right, strict=True) if was_right)
-    if len(known) < 2:
-        reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
-        raise MechlabError(
-            f"{lens.model.name} knows enough of {len(known)} relations, and two are needed ({reasons}): "
-            "give facts it answers right, or use a larger model."
-        )
-    return known, detected, left_out
 
 
 def _read(lens: Lens, prompts: Tokens, search: Search, folder: Path, progress: Progress) -> Responses:

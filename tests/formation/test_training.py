@@ -12,13 +12,13 @@ from mechlab.formation import training
 from mechlab.formation.exported import exported
 from mechlab.formation.fewshot import Task
 from mechlab.formation.heads import judge_heads
-from mechlab.formation.keeping import home, kept
 from mechlab.formation.measures import first_time, share_near
 from mechlab.formation.stack import Shape, forward
 from mechlab.formation.training import Recipe, judged, train
 from mechlab.lens.edit import zero
 from mechlab.lens.lens import Lens
 from mechlab.lens.site import Site
+from mechlab.models.keeping import home, kept
 
 SMALL = Recipe(
     seeds=(0, 1), task=Task(8, 4, 4), shape=Shape(16, 2), steps=20, batch=8, rate=3e-3, every=1, judged=40

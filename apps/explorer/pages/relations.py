@@ -11,6 +11,7 @@ from apps.explorer import clicks, jobs, loaded, state, style
 from apps.explorer.pages import relations_units as finding
 from apps.explorer.refused import plain
 from mechlab.analyses.facts import Facts, load_facts
+from mechlab.analyses.facts_answers import MIN_RIGHT
 from mechlab.results.wording import measured_text
 from mechlab.views.relations import accuracy_without_units, units_by_layer
 
@@ -83,7 +84,7 @@ def _sizes() -> tuple[int, int]:
     columns = st.columns([1, 1, 2], vertical_alignment="bottom")
     n_detection = columns[0].number_input(
         "Facts to find units with",
-        finding.MIN_RIGHT,
+        MIN_RIGHT,
         80,
         20,
         key="relations_detection",

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mechlab.analyses.facts import Fact, Facts, Split, split
-from mechlab.analyses.facts_answers import Questions, answered, questions
+from mechlab.analyses.facts import Fact, Facts, split
+from mechlab.analyses.facts_answers import Questions, answered, known_facts, questions
 from mechlab.analyses.responses import responses, streamed_to
 from mechlab.analyses.units import Indices, Units, matched_random, mlp_kinds, strongest, switched_off, units_of
 from mechlab.analyses.units_by_label import Found, find
@@ -20,7 +20,7 @@ from mechlab.errors import MechlabError
 from mechlab.lens.lens import Lens
 from mechlab.results.statistics import bootstrap_mean
 from mechlab.results.study import Progress, named
-from mechlab.studies.relation_neurons import MIN_RIGHT, NEGATIVES, PAPER_SHARE
+from mechlab.studies.relation_neurons import NEGATIVES, PAPER_SHARE
 
 Floats = NDArray[np.float64]
 LISTED = 200
@@ -90,7 +90,13 @@ def find_units(
         MechlabError: fewer than two relations of which the model answers five facts right.
     """
     sides = split(facts, n_detection, n_evaluation, seed=seed)
-    known, asked, left_out = _known(lens, facts, sides, named(progress, "which facts it knows"))
+    known, asked, left_out = known_facts(lens, facts, sides, named(progress, "which facts it knows"))
+    if len(known) < 2:
+        why = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        raise MechlabError(
+            f"{lens.model.name} knows enough of {len(known)} of these relations, and two are needed ({why}): choose others, or "
+            "allow more facts."
+        )
     units = units_of(lens, mlp_kinds(lens))
     texts = [facts.templates[name][0].replace("{subject}", fact.subject) for name in known for fact in known[name]]
     labels = [name for name in known for _ in known[name]]
@@ -103,33 +109,6 @@ def find_units(
 
 def _best(precision: Floats, separation: Floats) -> Indices:
     return strongest(precision, max(1, round(PAPER_SHARE * len(precision))), separation)
-
-
-def _known(
-    lens: Lens, facts: Facts, sides: Split, progress: Progress
-) -> tuple[dict[str, tuple[Fact, ...]], dict[str, tuple[int, int]], dict[str, str]]:
-    """Relation -> detection facts answered right; relation -> (asked, right); relations left out, and why."""
-    known: dict[str, tuple[Fact, ...]] = {}
-    asked, left_out = dict[str, tuple[int, int]](), dict[str, str]()
-    for done, (name, rows) in enumerate(sides.detection.items()):
-        progress("", done, len(sides.detection))
-        n_judged = len(sides.evaluation[name])
-        if len(rows) < MIN_RIGHT or n_judged < 2:
-            left_out[name] = f"{len(rows)} facts to find units with and {n_judged} to judge them by are too few"
-            continue
-        right = answered(lens, questions(lens, lambda fact: facts.templates[fact.relation][0], rows)).right
-        asked[name] = (len(rows), int(right.sum()))
-        if right.sum() < MIN_RIGHT:
-            left_out[name] = f"{int(right.sum())} of {len(rows)} facts answered right, fewer than {MIN_RIGHT}"
-        else:
-            known[name] = tuple(fact for fact, was_right in zip(rows, right, strict=True) if was_right)
-    if len(known) < 2:
-        why = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
-        raise MechlabError(
-            f"{lens.model.name} knows enough of {len(known)} of these relations, and two are needed ({why}): choose others, or "
-            "allow more facts."
-        )
-    return known, asked, left_out
 
 
 def without_units(

@@ -70,7 +70,6 @@ def _vector(model: "Model") -> Chosen | None:
     )
     chosen = _of_file(model) if where == "from a file" else _of_examples(model)
     if chosen is not None:
-        dosing.hashed(loaded.lens(), loaded.model_name())
         _about(chosen.vector, model)
     return chosen
 
@@ -99,9 +98,7 @@ def _of_examples(model: "Model") -> Chosen | None:
         "steering vector",
         inputs,
         "Finding the vector",
-        lambda told: dosing.found_vector(
-            dosing.hashed(loaded.another_lens(name), name), wanted, other, how, layer, told
-        ),
+        lambda told: dosing.found_vector(loaded.another_lens(name), wanted, other, how, layer, told),
     )
     return None if vector is None else Chosen(vector, inputs)
 
@@ -114,7 +111,6 @@ def _of_file(model: "Model") -> Chosen | None:
         st.caption("A file that this page, `mechlab steer make`, llama.cpp or repeng wrote.")
         return None
     content = given.getvalue()
-    dosing.hashed(loaded.lens(), loaded.model_name())
     vector = state.remembered(
         ("vector file", model.fingerprint, given.file_id), lambda: dosing.opened(given.name, content, model)
     )

@@ -48,7 +48,7 @@ def curve(vector: "SteeringVector", vector_inputs: tuple[object, ...], rule: Rul
     name = loaded.model_name()
 
     def work(told: jobs.Progress) -> pd.DataFrame:
-        lens = dosing.hashed(loaded.another_lens(name), name)
+        lens = loaded.another_lens(name)
         neutral = tuple(passages(count=NEUTRAL, part="held-out", characters=CHARACTERS))
         trial = dosing.Trial(
             tuple(dosing.lines(prompts)), dosing.judge(lens, kind, words), neutral, 0 if kind == "next" else 16

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from apps.explorer import loaded
 from mechlab.errors import MechlabError, PromptError
 from mechlab.lens.edit import Edit
 from mechlab.lens.lens import Lens
@@ -34,12 +33,6 @@ JUDGES = {
     "next": "probability that one of the words comes next",
     "text": "share of continuations that contain one of the words",
 }
-
-
-def hashed(lens: Lens, name: str) -> Lens:
-    """The lens, its model's fingerprint taken from the loaded one: the weights are the very same, and hashing them takes seconds."""
-    vars(lens.model).setdefault("fingerprint", loaded.model(name).fingerprint)
-    return lens
 
 
 def lines(text: str) -> list[str]:

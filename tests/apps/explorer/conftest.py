@@ -177,6 +177,12 @@ class Tab:
         """The element with that Streamlit key."""
         return self.page.locator(f".st-key-{key}")
 
+    def metric(self, label: str, place: int = 0) -> str:
+        """What the page shows under exactly this label."""
+        named = self.page.locator("[data-testid=stMetricLabel]").get_by_text(label, exact=True)
+        metric = self.page.locator("[data-testid=stMetric]").filter(has=named)
+        return metric.nth(place).locator("[data-testid=stMetricValue]").inner_text()
+
     def click_cell(self, key: str, row: int, column: int) -> None:
         """Clicks a cell of the heat map with that key; rows and columns count from 0 as in its table."""
         plot = self.keyed(key).locator(".js-plotly-plot")

@@ -12,10 +12,7 @@ EDITS = '[{"verb": "zero", "site": "L23H3"}, {"verb": "patch", "site": "L9.resid
 
 def number(tab: Any, label: str, place: int = 0) -> float:
     """The number that the page shows under this label."""
-    named = tab.page.locator("[data-testid=stMetricLabel]").get_by_text(label, exact=True)
-    metric = tab.page.locator("[data-testid=stMetric]").filter(has=named)
-    text = metric.nth(place).locator("[data-testid=stMetricValue]").inner_text()
-    return float(text.split()[0].replace("−", "-"))
+    return float(tab.metric(label, place).split()[0].replace("−", "-"))
 
 
 def choose(tab: Any, key: str, words: str) -> None:

@@ -11,12 +11,6 @@ _NODE = """(plot, name) => {
 _NAMES = "plot => plot._fullData.find(one => one.name === 'nodes').customdata"
 
 
-def _metric(tab, label: str) -> str:
-    named = tab.page.locator("[data-testid=stMetricLabel]").get_by_text(label, exact=True)
-    box = tab.page.locator("[data-testid=stMetric]").filter(has=named)
-    return box.locator("[data-testid=stMetricValue]").inner_text()
-
-
 def test_the_threshold_moves_the_point_and_the_drawing_and_a_click_picks_a_node(tab):
     tab.open("circuit", circuit_prompts="2", circuit_size="0.1 %")
     tab.page.get_by_role("button", name="Find the circuit").click()
@@ -24,7 +18,7 @@ def test_the_threshold_moves_the_point_and_the_drawing_and_a_click_picks_a_node(
     tab.settle()
     drawing = tab.keyed("circuit_drawing").locator(".js-plotly-plot")
     before, names = (
-        {one: _metric(tab, one) for one in ("Faithfulness", "Edges", "Smallest score")},
+        {one: tab.metric(one) for one in ("Faithfulness", "Edges", "Smallest score")},
         drawing.evaluate(_NAMES),
     )
     thumb = tab.keyed("circuit_size").get_by_role("slider")
@@ -33,7 +27,7 @@ def test_the_threshold_moves_the_point_and_the_drawing_and_a_click_picks_a_node(
         tab.page.keyboard.press("ArrowRight")
     tab.page.wait_for_function("() => location.href.includes('circuit_size=0.5')")
     tab.settle()
-    after = {one: _metric(tab, one) for one in before}
+    after = {one: tab.metric(one) for one in before}
     assert all(after[one] != before[one] for one in before), (before, after)
     assert int(after["Edges"].replace(",", "")) > int(before["Edges"].replace(",", ""))
     assert len(drawing.evaluate(_NAMES)) > len(names) and "circuit_size=0.5" in tab.page.url

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mechlab.errors import StoreError
+from mechlab.models.cache import cache_root
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -39,12 +40,17 @@ class Kept:
     finished: bool
     weights: dict[str, Tensor]
     moments: dict[str, dict[str, Tensor]]
-    curves: list[dict[str, Any]]
+    curves: list[Any]
 
 
-def home(folder: Path, recipe: "DataclassInstance") -> Path:
-    """The folder of this recipe: its kind and a hash over its fields and torch's version."""
-    text = json.dumps([type(recipe).__name__, asdict(recipe), torch.__version__], sort_keys=True)
+def training_folder(written: str | None) -> Path:
+    """Where trainings are kept: the folder that was named, or one in the cache."""
+    return Path(written).expanduser() if written else cache_root() / "training"
+
+
+def home(folder: Path, recipe: "DataclassInstance", *more: str) -> Path:
+    """The folder of this recipe: a hash over its kind, its fields, what ``more`` decides the numbers, and torch's version."""
+    text = json.dumps([type(recipe).__name__, asdict(recipe), *more, torch.__version__], sort_keys=True)
     return folder / hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -53,7 +59,7 @@ def keep(
     step: int,
     weights: Mapping[str, Tensor],
     moments: Mapping[str, Mapping[str, Tensor]],
-    curves: list[dict[str, Any]],
+    curves: list[Any],
     *,
     finished: bool,
 ) -> None:
@@ -89,9 +95,12 @@ def kept(at: Path) -> Kept | None:
             moments.setdefault(parameter, {})[key] = tensors.pop(name)
         return Kept(int(saved["step"]), bool(saved["finished"]), tensors, moments, list(saved["curves"]))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise StoreError(
-            f"The training folder {str(at)!r} cannot be read ({error}): delete it to train anew."
-        ) from error
+        raise unreadable(at, error) from error
+
+
+def unreadable(at: Path, error: Exception) -> StoreError:
+    """What to say of a folder whose state cannot be used."""
+    return StoreError(f"The training folder {str(at)!r} cannot be read ({error}): delete it to train anew.")
 
 
 def moments_of(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, dict[str, Tensor]]:
