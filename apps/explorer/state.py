@@ -37,7 +37,8 @@ def offer(pages: dict[str, Any]) -> None:
 def go_to(page: str) -> None:
     """Opens another page, with what was ``put`` there. The script ends here. (A page drawn alone, in a test, stays.)"""
     if page in st.session_state.get("_pages", {}):
-        st.switch_page(st.session_state["_pages"][page])
+        # without query_params={} it refuses while a widget of this page holds a value in the address
+        st.switch_page(st.session_state["_pages"][page], query_params={})
 
 
 def drop_unless(key: str, options: Sequence[object]) -> None:

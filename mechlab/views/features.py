@@ -66,6 +66,7 @@ def examples_figure(examples: Sequence[tuple[Sequence[str], Values, int]], title
         hoverongaps=False,
         colorscale=SEQUENTIAL,
         zmin=0,
+        zmax=float(np.nanmax(z, initial=0.0)) or 1.0,  # Plotly takes no zmin without it
         colorbar={"title": {"text": "code", "side": "right"}, "thickness": 14, "outlinewidth": 0},
         xgap=1,
         ygap=2,

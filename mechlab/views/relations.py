@@ -25,7 +25,11 @@ def units_by_layer(frame: pd.DataFrame, n_layers: int) -> go.Figure:
     names = list(dict.fromkeys(frame["relation"]))
     counts = pd.crosstab(frame["relation"], frame["layer"]).reindex(index=names, columns=range(n_layers), fill_value=0)
     counts.index.name, counts.columns.name = "relation", "layer"
-    return heatmap(counts, "", "units", diverging=False).update_layout(height=170 + 34 * len(names))
+    figure = heatmap(counts, "", "units", diverging=False).update_layout(height=170 + 34 * len(names))
+    every = max(1, round(n_layers / 10))
+    return figure.update_xaxes(
+        tickvals=list(range(0, n_layers, every)), ticktext=list(range(0, n_layers, every)), tickangle=0
+    )
 
 
 def accuracy_without_units(frame: pd.DataFrame, own: str) -> go.Figure:

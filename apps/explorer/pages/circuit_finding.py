@@ -65,9 +65,9 @@ class Found:
         return self.scores.top(max(1, int(size * self.scores.graph.n_edges)), self.asked.ranking)
 
     def frame(self) -> pd.DataFrame:
-        """``Curve.frame`` of both, with ``method`` and ``fraction`` (the size)."""
+        """``Curve.frame`` of both, with ``method``."""
         parts = [(self.asked.method, self.curve), (CONTROL, self.control)]
-        return pd.concat([one.frame().assign(method=name, fraction=list(one.sizes)) for name, one in parts])
+        return pd.concat([one.frame().assign(method=name) for name, one in parts])
 
 
 def sizes(graph: "Graph", shares: Sequence[float] = SHARES) -> tuple[float, ...]:

@@ -11,7 +11,7 @@ from apps.explorer.pages.circuit_finding import CONTROL, Found
 from apps.explorer.pages.circuit_nodes import Node
 from apps.explorer.pages.runs_tables import table
 from apps.explorer.refused import in_place, plain
-from apps.explorer.state import SHARED, put, remembered
+from apps.explorer.state import SHARED, drop_unless, put, remembered
 from mechlab.results.wording import interval_text, three_digits
 from mechlab.views.circuit_choice import chosen_on_curve, pickable_drawing
 from mechlab.views.features import logits_figure
@@ -63,9 +63,9 @@ def drawing(circuit: "Circuit", key: str, node_key: str) -> str | None:
     from circuits.drawing import circuit_layout
 
     layout: Layout = circuit_layout(circuit, MOST_DRAWN)
-    names = [str(name) for name in layout.nodes.node]
-    kept = str(st.session_state.get(node_key) or "")
-    picked = kept if kept in names else _first(names)
+    names = _first_head_first([str(name) for name in layout.nodes.node])
+    drop_unless(node_key, names)
+    picked = st.session_state.get(node_key, names[0])
     title = f"score, {circuit.origin.metric.replace('_', ' ')}"
     made = pickable_drawing(layout.nodes, layout.edges, score_title=title, left_out=layout.left_out, picked=picked)
 
@@ -84,9 +84,7 @@ def drawing(circuit: "Circuit", key: str, node_key: str) -> str | None:
         selection_mode="points",
         alt=f"Drawing of a circuit of {circuit.n_edges} edges between {len(names)} nodes",
     )
-    if kept not in names and kept:
-        put(node_key, picked)
-    return str(st.selectbox("Node", names, index=names.index(picked), key=node_key, **SHARED))
+    return str(st.selectbox("Node", names, key=node_key, **SHARED))
 
 
 def clicked_node(event: Any, names: Sequence[str]) -> str | None:
@@ -133,10 +131,11 @@ def _node(found: Found, circuit: "Circuit", name: str) -> None:
     left, right = st.columns(2)
     with left, in_place():
         _looks(found, node, name, prompt)
-        _role(found, circuit, node, name)
     with right, in_place():
         _writes(found, node, name, prompt)
-        table(edges, f"{found.asked.name} {name} edges")
+    with in_place():
+        _role(found, circuit, node, name)
+    table(edges, f"{found.asked.name} {name} edges")
 
 
 def _looks(found: Found, node: Node, name: str, prompt: int) -> None:
@@ -183,6 +182,7 @@ def _role(found: Found, circuit: "Circuit", node: Node, name: str) -> None:
     )
 
 
-def _first(names: Sequence[str]) -> str:
-    """The last head before the logits, else any node."""
-    return next((name for name in reversed(names) if ".h" in name), names[0])
+def _first_head_first(names: Sequence[str]) -> list[str]:
+    """The last head before the logits goes first (or any node), then the others from the input up: what is first is picked at first."""
+    first = next((name for name in reversed(names) if ".h" in name), names[0])
+    return [first, *(name for name in names if name != first)]

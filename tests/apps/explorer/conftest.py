@@ -211,21 +211,31 @@ def tab(browser: Any, server: str) -> Iterator[Tab]:
 
 @pytest.fixture
 def pictures(browser: Any, server: str) -> Callable[..., list[Path]]:
-    """``pictures("patch", patch_task="ioi")``: the page in light and dark, 1280 and 1920 wide, kept in build/screenshots."""
+    """``pictures("patch", patch_task="ioi")``: the page in light and dark, 1280 and 1920 wide, kept in build/screenshots.
 
-    def taken(path: str, *, height: int = 2600, name: str | None = None, **address: str) -> list[Path]:
+    ``press`` names a button that is pressed first.
+    """
+
+    def taken(
+        path: str, *, height: int = 2600, name: str | None = None, press: str | None = None, **address: str
+    ) -> list[Path]:
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
         files: list[Path] = []
         context = browser.new_context(viewport={"width": 1280, "height": height})
         one = Tab(context.new_page(), server).open(path, **address)
+        if press is not None:
+            one.page.locator("[data-testid=stButton]").get_by_role("button", name=press).first.click()
+            one.settle()
         for scheme in ("light", "dark"):
             one.page.emulate_media(color_scheme=scheme)
+            one.page.wait_for_timeout(500)  # until the page knows
             one.page.keyboard.press("r")  # figures are drawn in the theme that the browser has at that time
             for width in (1280, 1920):
                 one.page.set_viewport_size({"width": width, "height": height})
                 one.settle()
                 main = one.page.locator("[data-testid=stMain]")
                 assert main.evaluate("main => main.scrollWidth <= main.clientWidth"), f"{path} is wider than {width}"
+                assert main.get_by_text("This is a fault in mechlab").count() == 0, main.inner_text()
                 files.append(SCREENSHOTS / f"{name or path}-{scheme}-{width}.png")
                 one.page.screenshot(path=files[-1])
         context.close()

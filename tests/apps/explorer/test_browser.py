@@ -55,7 +55,6 @@ def test_tokens_cells_and_heads_are_clicked(tab: Any) -> None:
     tab.click_cell("prompt_heads_map", 5, 18)
     assert "prompt_head=L18H5" in tab.page.url
     assert "Attention of L18H5" in tab.keyed("prompt_pattern").inner_text()
-    tab.page.wait_for_timeout(1000)  # a click that meets a page being drawn anew is lost
     tab.page.get_by_role("button", name="Patch this prompt there").click()
     tab.page.wait_for_url("**/patch*")
     tab.settle()
@@ -82,6 +81,20 @@ def test_bad_input_and_unknown_links_are_told(tab: Any) -> None:
     assert "single token" in tab.text() and "Traceback" not in tab.text()
 
 
-@pytest.mark.parametrize(("page", "height", "address"), [("prompt", 2900, {}), ("patch", 4300, {"edits": EDITS})])
-def test_pictures(pictures: Callable[..., list[Path]], page: str, height: int, address: dict[str, str]) -> None:
-    assert all(file.stat().st_size > 50_000 for file in pictures(page, height=height, **address))
+@pytest.mark.parametrize(
+    ("page", "height", "press", "address"),
+    [
+        ("prompt", 2900, None, {}),
+        ("patch", 4300, None, {"edits": EDITS}),
+        ("circuit", 3000, "Find the circuit", {"circuit_prompts": "2", "circuit_size": "0.1 %"}),
+        ("features", 2000, None, {"features_layer": "5", "features_count": "16", "features_search": "The king lived"}),
+        ("sinks", 1500, None, {}),
+        ("relations", 2600, "Find units", {"relations_detection": "12"}),
+        ("steering", 1500, None, {"steering_tokens": "3", "steering_prompt": "I feel"}),
+        ("runs", 1900, None, {"runs_run": "first"}),
+    ],
+)
+def test_pictures(
+    pictures: Callable[..., list[Path]], page: str, height: int, press: str | None, address: dict[str, str]
+) -> None:
+    assert all(file.stat().st_size > 50_000 for file in pictures(page, height=height, press=press, **address))

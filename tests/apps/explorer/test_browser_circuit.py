@@ -12,6 +12,9 @@ _NAMES = "plot => plot._fullData.find(one => one.name === 'nodes').customdata"
 
 
 def test_the_threshold_moves_the_point_and_the_drawing_and_a_click_picks_a_node(tab):
+    tab.page.set_viewport_size(
+        {"width": 1280, "height": 2800}
+    )  # the drawing is taller than a screen: its nodes in view
     tab.open("circuit", circuit_prompts="2", circuit_size="0.1 %")
     tab.page.get_by_role("button", name="Find the circuit").click()
     tab.page.get_by_text("Smallest score").wait_for()

@@ -11,11 +11,17 @@ OTHER = "L0E0off"
 """An expert that has no part in it, so that there are two texts to compare from the start."""
 
 
-@pytest.mark.default_model
-def test_a_click_switches_an_expert_off_and_the_text_changes(tab):
+@pytest.fixture
+def trained_moe() -> str:
+    """The name of the trained model with experts. Where it was never built, the test is skipped: building it takes minutes."""
     if TRAINED_MOE not in {one.name for one in cached_models()}:
         pytest.skip("trained-moe is not in the cache: `mechlab run experts --model trained-moe` builds it")
-    tab.open("experts", model=TRAINED_MOE, experts_tokens="4", experts_switched=OTHER)
+    return TRAINED_MOE
+
+
+@pytest.mark.default_model
+def test_a_click_switches_an_expert_off_and_the_text_changes(tab, trained_moe):
+    tab.open("experts", model=trained_moe, experts_tokens="4", experts_switched=OTHER)
     tab.keyed("experts_map").locator(".js-plotly-plot").wait_for()
     before = _texts(tab)
     tab.click_cell("experts_map", *REFUSES)
@@ -35,8 +41,8 @@ def test_a_dense_model_offers_models_with_experts(tab):
 
 
 @pytest.mark.default_model
-def test_pictures(pictures):
-    pictures("experts", model=TRAINED_MOE, experts_switched="L2E10off,L3E13off", height=1500)
+def test_pictures(pictures, trained_moe):
+    pictures("experts", model=trained_moe, experts_switched="L2E10off,L3E13off", height=1500)
 
 
 def _texts(tab) -> list[str]:
