@@ -76,7 +76,7 @@ class Curve:
         return _area(which, [self], (1.0,), seed, confidence, n_resamples)
 
     def frame(self, *, seed: int = 0, confidence: float = 0.95, n_resamples: int = _RESAMPLES) -> pd.DataFrame:
-        """One row per size: ``size, n_edges, kept_edges, faithfulness, low, high, mean_ratio, median_ratio``.
+        """One row per size: ``fraction`` (of all edges), ``n_edges, kept_edges, faithfulness, low, high, mean_ratio, median_ratio``.
 
         ``low``, ``high``: bootstrap over prompts. The last two are of per-prompt ratios, which show prompts whose sign turns round; prompts
         with nothing to keep are left out of them.
@@ -88,7 +88,7 @@ class Curve:
         ratios = self.per_prompt
         return pd.DataFrame(
             {
-                "size": self.sizes,
+                "fraction": self.sizes,
                 "n_edges": self.n_edges,
                 "kept_edges": self.kept_edges,
                 "faithfulness": self.faithfulness,

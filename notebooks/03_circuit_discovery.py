@@ -106,9 +106,7 @@ curves = {
     name: curve(wiring, evaluation, given, ranking="absolute", sizes=sizes)
     for name, given in {"EAP-IG": scores, "random": random}.items()
 }
-frames = [
-    one.frame().rename(columns={"size": "fraction"}).assign(method=name) for name, one in curves.items()
-]
+frames = [one.frame().assign(method=name) for name, one in curves.items()]
 faithfulness_curve(pd.concat(frames), "What circuits of growing size keep of greater-than")
 
 # %% [markdown]

@@ -24,12 +24,6 @@ from mechlab.views.sinks import layer_by_head, lines
 
 lens = Lens(load())
 n_layers, length = lens.model.n_layers, 40
-
-
-def quiet(label, done, total):
-    """Told how far a long call is. Here: not interested."""
-
-
 discovery, evaluation = two_parts(lens, "bundled", 8, 8, length)
 
 # %% [markdown]
@@ -40,7 +34,7 @@ discovery, evaluation = two_parts(lens, "bundled", 8, 8, length)
 # between them layers without any.
 
 # %%
-received = attention_received(lens, discovery, quiet)
+received = attention_received(lens, discovery)
 layer_by_head(received[..., 0].mean(axis=0), "attention received by the first token")
 
 # %% [markdown]
@@ -54,8 +48,8 @@ layer_by_head(received[..., 0].mean(axis=0), "attention received by the first to
 # %%
 inputs = {
     "text": received,
-    "random tokens": attention_received(lens, random_tokens(lens, 8, length), quiet),
-    "repeated token": attention_received(lens, repeated_token(lens, 8, length), quiet),
+    "random tokens": attention_received(lens, random_tokens(lens, 8, length)),
+    "repeated token": attention_received(lens, repeated_token(lens, 8, length)),
 }
 rates = {}
 for name, alpha in inputs.items():
@@ -75,7 +69,7 @@ pd.DataFrame(rates).T
 # are called massive activations. Nearly all sit at the first token.
 
 # %%
-sizes = survey(lens, discovery, floor=100.0, ratio=300.0, progress=quiet)
+sizes = survey(lens, discovery, floor=100.0, ratio=300.0)
 print(f"first layer that has them: {sizes.first_layer()}")
 sizes.entries.groupby(["position", "dimension"])["value"].agg(["count", "mean", "min", "max"]).sort_values(
     "count", ascending=False
@@ -89,7 +83,7 @@ sizes.entries.groupby(["position", "dimension"])["value"].agg(["count", "mean", 
 # the neurons of an MLP. All of this is read on discovery texts; the test below uses others.
 
 # %%
-found = profile(lens, discovery, Thresholds(), quiet)
+found = profile(lens, discovery, Thresholds())
 episode = found.episodes[found.strongest]
 (written,) = writes(lens, discovery, found.position, [found.directions[episode.peak]])
 who = parts(written, found.episodes, found.strongest, share=0.1)

@@ -178,7 +178,5 @@ pd.DataFrame(rows).T
 # file.
 
 # %%
-frames = [
-    one.frame().rename(columns={"size": "fraction"}).assign(method=name) for name, one in curves.items()
-]
+frames = [one.frame().assign(method=name) for name, one in curves.items()]
 faithfulness_curve(pd.concat(frames), "Subject-verb agreement: our method beside two others")

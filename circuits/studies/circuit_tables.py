@@ -56,10 +56,7 @@ def _drawing(evidence: Evidence) -> Pair:
 
 
 def _curves(evidence: Evidence) -> Pair:
-    frames = [
-        one.frame(seed=evidence.seed).rename(columns={"size": "fraction"}).assign(method=title)
-        for title, one in evidence.curves.items()
-    ]
+    frames = [one.frame(seed=evidence.seed).assign(method=title) for title, one in evidence.curves.items()]
     frame = pd.concat(frames, ignore_index=True)
     frame = frame[["method", *(name for name in frame.columns if name != "method")]]
     note = (

@@ -158,9 +158,7 @@ def _pair(key: str, title: str, frame: pd.DataFrame, figure: object, note: str) 
 
 def _curves(evidence: Evidence) -> Pair:
     frames = [
-        one.frame(seed=evidence.settings.seed)
-        .rename(columns={"size": "fraction"})
-        .assign(method=evidence.methods[name].title, ranking=ranking)
+        one.frame(seed=evidence.settings.seed).assign(method=evidence.methods[name].title, ranking=ranking)
         for (name, ranking), one in evidence.curves.items()
     ]
     frame = pd.concat(frames, ignore_index=True)

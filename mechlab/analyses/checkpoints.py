@@ -19,7 +19,7 @@ from mechlab.lens.site import Site
 from mechlab.lens.tokens import Prompts
 from mechlab.models.loading import load
 from mechlab.models.model import Model
-from mechlab.results.study import Progress
+from mechlab.results.study import Progress, silent
 
 __all__ = ["Trace", "over_checkpoints"]
 
@@ -72,7 +72,9 @@ def step_of(checkpoint: str) -> int:
     return int(numbers[-1])
 
 
-def over_checkpoints(model: Model, checkpoints: Sequence[str], prompts: Sequence[str], progress: Progress) -> Trace:
+def over_checkpoints(
+    model: Model, checkpoints: Sequence[str], prompts: Sequence[str], progress: Progress = silent
+) -> Trace:
     """The ratios at each checkpoint: a folder that exists, or a revision of the model on the hub. One is held at a time.
 
     Raises:

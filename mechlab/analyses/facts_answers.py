@@ -18,7 +18,7 @@ from mechlab.lens.edit import Edit
 from mechlab.lens.lens import Lens
 from mechlab.lens.site import Site
 from mechlab.lens.tokens import Tokens
-from mechlab.results.study import Progress
+from mechlab.results.study import Progress, silent
 
 __all__ = ["MIN_RIGHT", "Answers", "Questions", "answered", "known_facts", "questions"]
 
@@ -151,7 +151,7 @@ def _by_length(tokens: Tokens, at_once: int) -> list[list[int]]:
 
 
 def known_facts(
-    lens: Lens, facts: Facts, sides: Split, progress: Progress
+    lens: Lens, facts: Facts, sides: Split, progress: Progress = silent
 ) -> tuple[dict[str, tuple[Fact, ...]], dict[str, tuple[int, int]], dict[str, str]]:
     """Relation -> detection facts answered right; relation -> (asked, right); relations left out, and why.
 

@@ -20,7 +20,7 @@ from mechlab.lens.edit import Edit, clamp, zero
 from mechlab.lens.lens import Lens
 from mechlab.lens.site import Site
 from mechlab.lens.tokens import Tokens
-from mechlab.results.study import Progress
+from mechlab.results.study import Progress, silent
 
 __all__ = ["Place", "Survey", "is_massive", "loss_nats", "set_to", "survey", "zeroed"]
 
@@ -82,7 +82,7 @@ def is_massive(hidden: Tensor, floor: float, ratio: float) -> Tensor:
     return (sizes > floor) & (sizes >= ratio * median)
 
 
-def survey(lens: Lens, tokens: Tokens, floor: float, ratio: float, progress: Progress) -> Survey:
+def survey(lens: Lens, tokens: Tokens, floor: float, ratio: float, progress: Progress = silent) -> Survey:
     """Reads the residual stream after every layer, a few prompts of one length at a time."""
     sites = [Site("resid_post", layer) for layer in range(lens.model.n_layers)]
     tops: list[Floats] = []

@@ -19,7 +19,7 @@ from torch import Tensor
 from mechlab.lens.lens import Lens
 from mechlab.lens.site import Site
 from mechlab.lens.tokens import Tokens
-from mechlab.results.study import Progress
+from mechlab.results.study import Progress, silent
 
 __all__ = ["Observed", "observe", "received", "sink_rate"]
 
@@ -74,7 +74,7 @@ def other_rate(alpha: Floats, epsilon: float) -> Floats:
     return rates[:, int(rates.mean(axis=0).argmax())]
 
 
-def attention_received(lens: Lens, tokens: Tokens, progress: Progress) -> Floats:
+def attention_received(lens: Lens, tokens: Tokens, progress: Progress = silent) -> Floats:
     """``[n, layer, head, pos]`` alpha of every key, batch by batch."""
     sites = [Site("pattern", layer) for layer in range(lens.model.n_layers)]
     parts: list[Floats] = []
@@ -90,7 +90,7 @@ def observe(
     tokens: Tokens,
     directions: Mapping[int, Tensor],
     mlp_directions: Mapping[int, Tensor],
-    progress: Progress,
+    progress: Progress = silent,
 ) -> Observed:
     """One pass over prompts of one length.
 

@@ -26,7 +26,7 @@ from mechlab.analyses.sinks import Floats, Observed, batches
 from mechlab.lens.lens import Lens
 from mechlab.lens.site import Site
 from mechlab.lens.tokens import Tokens
-from mechlab.results.study import Progress
+from mechlab.results.study import Progress, silent
 
 __all__ = ["Profile", "Sink", "Thresholds", "profile", "sinks"]
 
@@ -124,7 +124,7 @@ class Sink:
     kind: str
 
 
-def profile(lens: Lens, tokens: Tokens, limits: Thresholds, progress: Progress) -> Profile:
+def profile(lens: Lens, tokens: Tokens, limits: Thresholds, progress: Progress = silent) -> Profile:
     """The primary sink and its episodes on prompts of one length, batch by batch."""
     norms, units = _streamed(lens, tokens, limits.candidates, progress)
     position = int(norms[:, :, : limits.candidates].mean(axis=(0, 1)).argmax())

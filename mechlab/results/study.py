@@ -27,6 +27,10 @@ class Progress(Protocol):
     def __call__(self, label: str, done: int, total: int) -> None: ...
 
 
+def silent(label: str, done: int, total: int) -> None:
+    """The progress of whoever does not ask."""
+
+
 def named(progress: Progress, text: str) -> Progress:
     """The same progress under another label."""
 

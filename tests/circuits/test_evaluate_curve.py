@@ -61,7 +61,16 @@ def test_areas_by_hand():
     assert one.area("cmd").estimate == pytest.approx(0.35 + 0.125)
     assert one.per_prompt == pytest.approx(np.array([[0.25, -0.75], [1.0, 2.0], [1.0, 1.0]]))
     frame = one.frame()
-    assert list(frame) == ["size", "n_edges", "kept_edges", "faithfulness", "low", "high", "mean_ratio", "median_ratio"]
+    assert list(frame) == [
+        "fraction",
+        "n_edges",
+        "kept_edges",
+        "faithfulness",
+        "low",
+        "high",
+        "mean_ratio",
+        "median_ratio",
+    ]
     assert frame["mean_ratio"].tolist() == pytest.approx([-0.25, 1.5, 1.0])
     assert (frame["low"].iloc[-1], frame["high"].iloc[-1]) == pytest.approx((1, 1))
 
