@@ -14,6 +14,7 @@ from mechlab.analyses.checkpoints_training import Recipe, train
 from mechlab.errors import MechlabError, StoreError
 from mechlab.lens.lens import Lens
 from mechlab.models import tiny
+from mechlab.results.study import silent
 
 STEPS = np.unique(np.round(np.geomspace(1, 3000, 35)))
 CURVES = [
@@ -24,10 +25,6 @@ CURVES = [
 ]
 TINY = Recipe(2, 16, 2, steps=12, batch=4, length=16, n_checkpoints=8, n_characters=20)
 TEXT = "the cat sat on the mat, and the dog sat on the cat. " * 60
-
-
-def quiet(_label: str, _done: int, _total: int) -> None:
-    pass
 
 
 @pytest.mark.parametrize("planted", CURVES)
@@ -109,7 +106,7 @@ def test_checkpoint_steps() -> None:
 
 
 def test_training_that_was_stopped_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
-    whole = train(TINY, TEXT, tmp_path / "whole", quiet)
+    whole = train(TINY, TEXT, tmp_path / "whole", silent)
     assert whole.steps.tolist() == TINY.checkpoints and whole.ratios.shape == (len(TINY.checkpoints), 2)
     assert not np.allclose(whole.ratios[0], whole.ratios[-1], rtol=1e-3)
 
@@ -127,16 +124,16 @@ def test_training_that_was_stopped_goes_on_to_the_same_numbers(tmp_path: Path) -
     assert np.array_equal(resumed.ratios, whole.ratios)
     again = train(TINY, TEXT, tmp_path / "parts", stop)  # finished: nothing is left to do
     assert np.array_equal(again.ratios, whole.ratios)
-    other = train(Recipe(**{**vars(TINY), "seed": 1}), TEXT, tmp_path / "parts", quiet)
+    other = train(Recipe(**{**vars(TINY), "seed": 1}), TEXT, tmp_path / "parts", silent)
     assert not np.allclose(other.ratios, whole.ratios)
 
 
 def test_a_damaged_training_folder_is_told(tmp_path: Path) -> None:
-    train(TINY, TEXT, tmp_path, quiet)
+    train(TINY, TEXT, tmp_path, silent)
     state = next(tmp_path.rglob("state.json"))
     state.write_text(json.dumps({"step": 5, "ratios": [], "weights": "gone.safetensors"}))
     with pytest.raises(StoreError, match="delete it to train anew"):
-        train(TINY, TEXT, tmp_path, quiet)
+        train(TINY, TEXT, tmp_path, silent)
 
 
 def test_checkpoints_in_folders(tmp_path: Path) -> None:
@@ -147,12 +144,12 @@ def test_checkpoints_in_folders(tmp_path: Path) -> None:
         model.tokenizer.save_pretrained(tmp_path / f"step{step}")
     text = ["the cat sat on the mat", "a dog was in the garden ."]
     names = [str(tmp_path / f"step{step}") for step in models]
-    trace = over_checkpoints(models[4], names, text, quiet)
+    trace = over_checkpoints(models[4], names, text, silent)
     assert trace.steps.tolist() == [4, 30]
     for row, step in enumerate((4, 30)):
         assert trace.ratios[row] == pytest.approx(ratios(Lens(models[step]), text), rel=1e-4)
     with pytest.raises(MechlabError, match="3 checkpoints have 2 different steps"):
-        over_checkpoints(models[4], [*names, "step30"], text, quiet)
+        over_checkpoints(models[4], [*names, "step30"], text, silent)
 
 
 def test_the_predictor_finds_what_depends_on_architecture_and_nothing_else() -> None:

@@ -8,10 +8,7 @@ from mechlab.analyses.massive import Place, choose, is_massive, loss_nats, set_t
 from mechlab.lens.lens import Lens
 from mechlab.models import tiny
 from mechlab.models.planted_sink import MASSIVE_DIMENSIONS, SIZE, planted_sinks
-
-
-def quiet(_label: str, _done: int, _total: int) -> None:
-    pass
+from mechlab.results.study import silent
 
 
 def test_the_rule_by_hand() -> None:
@@ -47,7 +44,7 @@ def test_places_by_hand() -> None:
 def test_the_planted_dimension_and_layers_are_found() -> None:
     lens = Lens(planted_sinks())
     rows = np.random.default_rng(0).integers(4, 30, (5, 20)).tolist()
-    found = survey(lens, lens.tokens(rows), 100.0, 1000.0, quiet)
+    found = survey(lens, lens.tokens(rows), 100.0, 1000.0, silent)
     first = found.entries[found.entries["position"] == 0]
     assert set(first["layer"]) == {1, 2, 3, 4, 5, 7, 8, 9}
     assert set(found.entries["dimension"]) == set(MASSIVE_DIMENSIONS)
@@ -64,7 +61,7 @@ def test_the_planted_dimension_and_layers_are_found() -> None:
 def test_sizes_agree_with_plain_sorting() -> None:
     lens = Lens(tiny("gemma2", seed=3))
     tokens = lens.tokens(np.random.default_rng(1).integers(5, 60, (6, 9)).tolist())
-    found = survey(lens, tokens, 1.0, 3.0, quiet)
+    found = survey(lens, tokens, 1.0, 3.0, silent)
     hidden = lens.run(tokens, read=["L1.resid_post"], logits="none")["L1.resid_post"]
     for row in range(6):
         sizes = hidden[row].abs().flatten().sort(descending=True).values
@@ -72,7 +69,7 @@ def test_sizes_agree_with_plain_sorting() -> None:
         mine = found.entries[(found.entries["prompt"] == row) & (found.entries["layer"] == 1)]
         assert len(mine) == int(((sizes > 1) & (sizes >= 3 * hidden[row].abs().median())).sum()) > 0
     assert found.first_layer() is not None
-    assert survey(lens, tokens, 1e6, 3.0, quiet).first_layer() is None
+    assert survey(lens, tokens, 1e6, 3.0, silent).first_layer() is None
 
 
 def test_entries_are_set_and_the_loss_is_the_plain_one() -> None:

@@ -29,10 +29,7 @@ from mechlab.lens.edit import zero
 from mechlab.lens.lens import Lens
 from mechlab.lens.site import Site
 from mechlab.models import tiny
-
-
-def quiet(_label: str, _done: int, _total: int) -> None:
-    pass
+from mechlab.results.study import silent
 
 
 def some_tokens(lens: Lens, n: int, length: int):
@@ -64,7 +61,7 @@ def test_observed_is_what_transformers_gives(family: str) -> None:
     direction = torch.nn.functional.normalize(
         torch.randn(model.d_model, generator=torch.Generator().manual_seed(0)), dim=0
     )
-    found = observe(lens, tokens, {1: direction}, {2: direction}, quiet)
+    found = observe(lens, tokens, {1: direction}, {2: direction}, silent)
     assert found.received.shape == (7, 3, model.n_heads, 13)
     plain = tiny(family, seed=2).hf
     plain.set_attn_implementation("eager")
@@ -73,7 +70,7 @@ def test_observed_is_what_transformers_gives(family: str) -> None:
     weights = torch.stack(out.attentions, dim=1)
     by_hand = weights.sum(-2) / (13 - torch.arange(13))
     assert np.allclose(found.received, by_hand.numpy(), atol=1e-6)
-    assert np.allclose(attention_received(lens, tokens, quiet), found.received, atol=1e-6)
+    assert np.allclose(attention_received(lens, tokens, silent), found.received, atol=1e-6)
     hidden = out.hidden_states[2]  # after layer 1
     assert np.allclose(found.norms[:, 1], hidden.norm(dim=-1).numpy(), atol=1e-4)
     assert np.allclose(found.cosines[:, 1], ((hidden @ direction) / hidden.norm(dim=-1)).numpy(), atol=1e-5)
@@ -111,7 +108,7 @@ def test_labels_are_shares_of_depth() -> None:
 def test_profile_takes_the_candidate_with_the_largest_norm() -> None:
     lens = Lens(tiny("llama", seed=1))
     tokens = some_tokens(lens, 5, 9)
-    of = profile(lens, tokens, Thresholds(candidates=3), quiet)
+    of = profile(lens, tokens, Thresholds(candidates=3), silent)
     run = lens.run(tokens, read=[f"L{layer}.resid_post" for layer in range(3)], logits="none")
     stream = torch.stack([run[f"L{layer}.resid_post"] for layer in range(3)], dim=1)
     assert of.position == int(stream.norm(dim=-1)[:, :, :3].mean(dim=(0, 1)).argmax())

@@ -13,19 +13,16 @@ from mechlab.errors import MechlabError, UnknownName
 from mechlab.lens.lens import Lens
 from mechlab.models import PLANTED_INDUCTION_EDGES, planted_induction, random_twin, tiny
 from mechlab.results.report import Report
+from mechlab.results.study import silent
 
 SMALL = circuit.Settings(
     task="induction", size=0.1, n_discovery=12, n_evaluation=12, others=(), draws=3, compared=20, options=("steps=30",)
 )
 
 
-def quiet(_label: str, _done: int, _total: int) -> None:
-    pass
-
-
 @pytest.fixture(scope="module")
 def planted() -> Report:
-    return circuit.run(Lens(planted_induction()), SMALL, quiet)
+    return circuit.run(Lens(planted_induction()), SMALL, silent)
 
 
 def test_the_planted_circuit_is_found_and_judged(planted: Report) -> None:
@@ -53,7 +50,7 @@ def test_estimates_are_beside_exact_effects(planted: Report) -> None:
 
 def test_a_random_model_supports_nothing() -> None:
     lens = Lens(random_twin(tiny("qwen2"), 3))
-    report = circuit.run(lens, SMALL.model_copy(update={"task": "ioi", "options": ()}), quiet)
+    report = circuit.run(lens, SMALL.model_copy(update={"task": "ioi", "options": ()}), silent)
     assert [finding.key for finding in report.findings if finding.verdict == "supported"] == []
 
 
@@ -62,7 +59,7 @@ def test_exact_methods_need_no_comparison_and_other_tasks_are_taken_out() -> Non
     settings = circuit.Settings(
         task="ioi", method="exact-nodes", others=("induction", "ioi"), size=0.2, n_discovery=4, n_evaluation=4, draws=2
     )
-    report = circuit.run(lens, settings, quiet)
+    report = circuit.run(lens, settings, silent)
     assert [table.key for table in report.tables] == ["circuit", "faithfulness", "areas", "taken_out"]
     specific = next(finding for finding in report.findings if finding.key == "specific")
     assert [control.name for control in specific.controls] == ["taken out on induction"]
@@ -79,14 +76,14 @@ def test_exact_methods_need_no_comparison_and_other_tasks_are_taken_out() -> Non
 )
 def test_bad_settings(changes: dict[str, object], message: str) -> None:
     with pytest.raises(MechlabError, match=message):
-        circuit.run(Lens(tiny("gpt2")), SMALL.model_copy(update=changes), quiet)
+        circuit.run(Lens(tiny("gpt2")), SMALL.model_copy(update=changes), silent)
 
 
 def test_methods_side_by_side_on_the_planted_model() -> None:
     settings = methods.Settings(
         task="induction", methods=("eap-ig", "exact-edges", "eap", "random"), n_discovery=6, n_evaluation=6
     )
-    report = methods.run(Lens(planted_induction()), settings, quiet)
+    report = methods.run(Lens(planted_induction()), settings, silent)
     areas = next(table for table in report.tables if table.key == "areas").frame
     cmd = areas[(areas["area"] == "CMD") & (areas["ranking"] == "absolute")].set_index("method")["estimate"]
     assert cmd["EAP-IG (inputs)"] == pytest.approx(cmd.min())
@@ -104,9 +101,9 @@ def test_methods_side_by_side_on_the_planted_model() -> None:
 def test_the_subject_must_be_compared() -> None:
     lens = Lens(tiny("gpt2"))
     with pytest.raises(UnknownName, match="eap-ig"):
-        methods.run(lens, methods.Settings(methods=("eap", "random")), quiet)
+        methods.run(lens, methods.Settings(methods=("eap", "random")), silent)
     with pytest.raises(MechlabError, match="alone"):
-        methods.run(lens, methods.Settings(methods=("eap-ig",)), quiet)
+        methods.run(lens, methods.Settings(methods=("eap-ig",)), silent)
 
 
 def test_the_list_of_methods_agrees_with_the_methods() -> None:

@@ -27,16 +27,13 @@ from mechlab.models import (
     tiny,
 )
 from mechlab.models.twin import fresh
+from mechlab.results.study import silent
 
 SMALL = Settings(n_discovery=3, n_evaluation=6, n_tokens=5, top_heads=1, draws=3)
 
 
-def quiet(_label: str, _done: int, _total: int) -> None:
-    pass
-
-
 def gathered(lens: Lens, settings: Settings) -> Evidence:
-    return gather(lens, Lens(random_twin(lens.model, settings.seed + 100)), settings, quiet)
+    return gather(lens, Lens(random_twin(lens.model, settings.seed + 100)), settings, silent)
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +162,7 @@ def test_ablation_is_the_mean_over_the_pool_at_each_position(grouped) -> None:
         logs = lens.model.hf(among.repeated.ids).logits.log_softmax(-1)
     gathered_logs = logs[:, :-1].gather(2, among.repeated.ids[:, 1:, None])[..., 0]
     pool = pool_of(lens, pool_of_tokens, [(layer, head), (0, 1)])
-    found = ablation(lens, among, [(0, 1)], [[(layer, head)]], pool, quiet)
+    found = ablation(lens, among, [(0, 1)], [[(layer, head)]], pool, silent)
     assert np.allclose(found.draws[0], -gathered_logs[:, 8:14].mean(dim=1).numpy(), atol=1e-5)
     assert not np.allclose(found.draws[0], losses(lens, among).second_copy, atol=1e-4)
 
@@ -174,7 +171,7 @@ def test_keys_and_queries_agree_with_the_formula_of_attention(grouped) -> None:
     lens, pool_of_tokens, among = grouped
     induction, feeding = [(2, 3), (1, 0)], [(0, 1), (0, 2)]
     pool = pool_of(lens, pool_of_tokens, [*induction, *feeding])
-    found = composition(lens, among, induction, feeding, [feeding, [(0, 0)]], pool, quiet)
+    found = composition(lens, among, induction, feeding, [feeding, [(0, 0)]], pool, silent)
     sites = [Site(kind, layer) for layer in (1, 2) for kind in ("q", "k")]
     edits = [mean(Site("z", *at), "pool") for at in feeding]
     base = lens.run(among.repeated, read=sites)
@@ -232,7 +229,7 @@ def test_one_head_per_layer_is_refused() -> None:
 @pytest.mark.default_model
 def test_default_model_end_to_end() -> None:
     settings = Settings(n_discovery=2, n_evaluation=4, n_tokens=6, top_heads=3, draws=2)
-    report = STUDY.run(Lens(load()), settings, quiet)
+    report = STUDY.run(Lens(load()), settings, silent)
     found = {finding.key: finding for finding in report.findings}
     assert "L17H4" in found["induction"].statement
     assert {found[key].verdict for key in ("copying", "induction", "previous_token", "ablation")} == {"supported"}

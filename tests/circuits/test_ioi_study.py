@@ -12,18 +12,15 @@ from circuits.studies.ioi import STUDY, Settings, gather, residual_claims
 from circuits.studies.ioi_evidence import Behaviour, Evidence
 from mechlab.lens.lens import Lens
 from mechlab.models import load, random_twin, tiny
+from mechlab.results.study import silent
 
 SMALL = Settings(n_behaviour=8, n_discovery=4, n_evaluation=4, draws=2, top_heads=2, per_class=1, seed=1)
-
-
-def quiet(_label: str, _done: int, _total: int) -> None:
-    pass
 
 
 @pytest.fixture(scope="module")
 def evidence() -> Evidence:
     lens = Lens(tiny("llama"))
-    return gather(lens, Lens(random_twin(lens.model, 1)), SMALL.model_copy(update={"min_attention": 0.05}), quiet)
+    return gather(lens, Lens(random_twin(lens.model, 1)), SMALL.model_copy(update={"min_attention": 0.05}), silent)
 
 
 def planted(evidence: Evidence, *, effect: float, control: float) -> dict[str, str]:
@@ -101,7 +98,7 @@ def test_chosen_heads_attend_and_act_as_their_class(evidence: Evidence) -> None:
 def test_exhaustive_gives_the_same_numbers(evidence: Evidence) -> None:
     lens = Lens(tiny("llama"))
     settings = SMALL.model_copy(update={"min_attention": 0.05, "exhaustive": True})
-    slow = gather(lens, Lens(random_twin(lens.model, 1)), settings, quiet)
+    slow = gather(lens, Lens(random_twin(lens.model, 1)), settings, silent)
     assert slow.discovery.sets == evidence.discovery.sets
     for name, change in evidence.changes.items():
         assert abs(change - slow.changes[name]).max() < 1e-4

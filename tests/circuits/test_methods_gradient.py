@@ -9,9 +9,10 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from toys import toy_task
 
-from circuits.attribution import attribute, slopes
+from circuits.attribution import attribute
 from circuits.methods import clean_corrupted, eap, eap_ig, eap_ig_activations
 from circuits.methods.method import Method, MethodSettings, scalar
+from circuits.slopes import Override, slopes
 from circuits.wiring import Wiring
 from mechlab.errors import PromptError, SiteError
 from mechlab.lens.lens import Lens
@@ -184,8 +185,6 @@ def test_integrated_gradients_are_the_mean_over_their_points() -> None:
 
 
 def _slopes_at(wiring: Wiring, task: Task, embed: Tensor):
-    from circuits.attribution import Override
-
     return slopes(wiring, task.clean, scalar(MethodSettings(), task), Override("embed", 0, embed[None]))
 
 

@@ -18,16 +18,13 @@ from mechlab.lens.lens import Lens
 from mechlab.lens.site import Site
 from mechlab.models import PLANTED, tiny
 from mechlab.results.metrics import logit_difference
+from mechlab.results.study import silent
 
 STAGES: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "induction": (("logits",), ("a1.h2",), ("a0.h1",)),
     "grouped": (("logits",), ("a2.h2",), ("a0.h1",)),
     "relay": (("logits",), ("m3",), ("a2.h0",), ("m1",)),
 }
-
-
-def silent(label: str, done: int, total: int) -> None:
-    pass
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -23,6 +23,7 @@ from mechlab.models import random_twin, tiny
 from mechlab.models.planted_gpt2 import Gate, Head, Shift, Spec, marked, planted_gpt2
 from mechlab.models.planting import plain
 from mechlab.patching.task import Task
+from mechlab.results.study import silent
 from mechlab.views.dissociation import dissociation_matrix
 
 SPEC = Spec(
@@ -43,10 +44,6 @@ So the truth is: recall needs layer 0, head a2.h0, the neurons of m0; reasoning 
 """
 SMALL = Settings(layers=1, heads=1, neurons=9, draws=10, permutations=12)
 N_ITEMS = 9
-
-
-def quiet(_label: str, _done: int, _total: int) -> None:
-    pass
 
 
 def planted_task(lens: Lens, arm: str, seed: int, n: int = N_ITEMS) -> Task:
@@ -78,7 +75,7 @@ def arms_of(lens: Lens, kinds: Sequence[str] = (RECALL, REASON)) -> Arms:
 
 
 def gathered(lens: Lens, settings: Settings = SMALL, kinds: Sequence[str] = (RECALL, REASON)) -> Evidence:
-    return gather(lens, Lens(random_twin(lens.model, 7)), arms_of(lens, kinds), settings, quiet)
+    return gather(lens, Lens(random_twin(lens.model, 7)), arms_of(lens, kinds), settings, silent)
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +271,7 @@ def test_neuron_attribution_is_the_slope_of_the_patch(wide: tuple[Lens, Task]) -
 
 def test_effects_of_units_agree_with_whole_forward_passes(wide: tuple[Lens, Task]) -> None:
     lens, task = wide
-    found = effects_of_units(lens, levels(lens), task, quiet)
+    found = effects_of_units(lens, levels(lens), task, silent)
     heads = [patch(Site("z", 1, 2, p)) for p in question(task)]
     layer = [patch(Site(kind, 2, pos=p)) for kind in ("attn_out", "mlp_out") for p in question(task)]
     frame = lens.effects(task, [heads, layer], exhaustive=True).frame

@@ -21,10 +21,6 @@ from mechlab.patching.task import Task
 WRONG = ("COLOR2", "COLOR3")
 
 
-def silent(_label: str, _done: int, _total: int) -> None:
-    pass
-
-
 @pytest.fixture(scope="module")
 def lens() -> Lens:
     return Lens(worded())

@@ -15,18 +15,15 @@ from mechlab.lens.lens import Lens
 from mechlab.models import load, random_twin, tiny
 from mechlab.patching.subspace import prompts_of
 from mechlab.patching.subspace_check import FULL, NULL, ROW, SHUFFLED, SHUFFLED_MLP, WHOLE
+from mechlab.results.study import silent
 
 SMALL = Settings(n_training=8, n_evaluation=8, n_selection=4, steps=4, batch=4, draws=3, wide=2)
-
-
-def quiet(_label: str, _done: int, _total: int) -> None:
-    pass
 
 
 @pytest.fixture(scope="module")
 def evidence() -> Evidence:
     lens = Lens(tiny("llama"))
-    return gather(lens, Lens(random_twin(lens.model, 1)), SMALL, quiet)
+    return gather(lens, Lens(random_twin(lens.model, 1)), SMALL, silent)
 
 
 def test_only_the_order_of_the_names_differs() -> None:
@@ -73,7 +70,7 @@ def test_the_null_part_at_the_mlp_has_exactly_no_effect(evidence: Evidence) -> N
 def test_a_random_model_supports_nothing(evidence: Evidence) -> None:
     lens = Lens(tiny("gpt2", 1))
     settings = SMALL.model_copy(update={"seed": 1, "steps": 10})
-    for one in (evidence, gather(lens, Lens(random_twin(lens.model, 100)), settings, quiet)):
+    for one in (evidence, gather(lens, Lens(random_twin(lens.model, 100)), settings, silent)):
         assert [finding.key for finding in claims.findings(one) if finding.verdict == "supported"] == []
 
 
@@ -163,7 +160,7 @@ def test_the_null_part_tells_apart_only_if_the_row_part_does_not(evidence: Evide
 
 
 def test_a_run_gives_a_whole_report() -> None:
-    report = run(Lens(tiny("llama")), SMALL.model_copy(update={"n_evaluation": 4, "steps": 1}), quiet)
+    report = run(Lens(tiny("llama")), SMALL.model_copy(update={"n_evaluation": 4, "steps": 1}), silent)
     keys = [table.key for table in report.tables]
     assert keys == ["checks", "effects", "separation", "projections", "paper", "profile", "toy"]
     assert len(report.findings) == 8
@@ -175,7 +172,7 @@ def test_a_run_gives_a_whole_report() -> None:
 def test_on_the_default_model_the_order_is_carried_two_thirds_of_the_way_up() -> None:
     lens = Lens(load())
     task = order_pairs(lens, 4, seed=0, split="discovery")
-    layer = chosen_layer(profile(lens, task, quiet))
+    layer = chosen_layer(profile(lens, task, silent))
     assert 18 <= layer <= 22
     points = lens.effects(task, [patch(f"L{layer}.resid_post@END", "corrupted")], base="clean").points()
     assert points["change"][0] < -1

@@ -11,15 +11,12 @@ from mechlab.errors import MechlabError
 from mechlab.formation.abrupt_data import Kind, World, examples, vectors
 from mechlab.formation.abrupt_model import Seen, forward, fresh
 from mechlab.formation.abrupt_training import AbruptRecipe, abrupt_measures, train_abrupt
+from mechlab.results.study import silent
 
 WORLD = World(items=4, labels=6, classes=9, burst=2, content=8, window=12, noise=0.0)
 SMALL = AbruptRecipe(
     World(items=2, labels=4, content=8, window=7), (0, 1), hidden=8, steps=36, batch=8, every=3, judged=20
 )
-
-
-def quiet(_label: str, _done: int, _total: int) -> None:
-    pass
 
 
 @pytest.mark.parametrize("kind", ["train", "context", "swapped", "weights"])
@@ -113,7 +110,7 @@ def test_measures_by_hand() -> None:
 
 
 def test_a_stopped_run_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
-    whole = train_abrupt(SMALL, tmp_path / "whole", quiet)
+    whole = train_abrupt(SMALL, tmp_path / "whole", silent)
 
     def stop(_label: str, done: int, _total: int) -> None:
         if done == 31:

@@ -19,14 +19,11 @@ from mechlab.lens.edit import zero
 from mechlab.lens.lens import Lens
 from mechlab.lens.site import Site
 from mechlab.models.keeping import home, kept
+from mechlab.results.study import silent
 
 SMALL = Recipe(
     seeds=(0, 1), task=Task(8, 4, 4), shape=Shape(16, 2), steps=20, batch=8, rate=3e-3, every=1, judged=40
 )  # fmt: skip
-
-
-def quiet(_label: str, _done: int, _total: int) -> None:
-    pass
 
 
 class Stopped(Exception):
@@ -42,7 +39,7 @@ def stop_at(step: int):
 
 
 def test_a_stopped_run_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
-    whole = train(SMALL, tmp_path / "whole", quiet)
+    whole = train(SMALL, tmp_path / "whole", silent)
     for step in (3, 12, 18):  # before the first write, and twice after one
         with pytest.raises(Stopped):
             train(SMALL, tmp_path / "parts", stop_at(step))
@@ -58,16 +55,16 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
 
 
 def test_what_is_finished_is_only_read(tmp_path: Path) -> None:
-    first = train(SMALL, tmp_path, quiet)
+    first = train(SMALL, tmp_path, silent)
     read = train(SMALL, tmp_path, stop_at(1))
     assert np.array_equal(first.curves["loss train"], read.curves["loss train"])
     assert np.array_equal(first.steps, read.steps)
 
 
 def test_a_seed_s_run_does_not_depend_on_its_company_nor_its_start_on_the_clamp(tmp_path: Path) -> None:
-    both, alone = train(SMALL, tmp_path, quiet), train(replace(SMALL, seeds=(1,)), tmp_path, quiet)
+    both, alone = train(SMALL, tmp_path, silent), train(replace(SMALL, seeds=(1,)), tmp_path, silent)
     assert both.curves["loss train"][:, 1] == pytest.approx(alone.curves["loss train"][:, 0], abs=1e-4)
-    other = train(replace(SMALL, clamp="shift-by-two", steps=2), tmp_path, quiet)
+    other = train(replace(SMALL, clamp="shift-by-two", steps=2), tmp_path, silent)
     first = training.fresh(SMALL.task, SMALL.shape, SMALL.seeds)
     assert torch.equal(both.weights["items"], other.weights["items"])
     assert torch.equal(both.weights["items"], first["items"])  # data, not trained
@@ -76,8 +73,8 @@ def test_a_seed_s_run_does_not_depend_on_its_company_nor_its_start_on_the_clamp(
 
 def test_a_right_match_is_learned_from_at_once_and_a_blind_one_is_not(tmp_path: Path) -> None:
     longer = replace(SMALL, steps=80, batch=16, every=10)
-    right = train(replace(longer, clamp="match"), tmp_path, quiet)
-    blind = train(replace(longer, clamp="blind-match"), tmp_path, quiet)
+    right = train(replace(longer, clamp="match"), tmp_path, silent)
+    blind = train(replace(longer, clamp="blind-match"), tmp_path, silent)
     assert (right.curves["accuracy train"][-1] >= 0.9).all() and right.steps[-1] < 80  # it ends once all have learned
     assert (blind.curves["accuracy train"] < 0.8).all() and blind.steps[-1] == 80
     assert (right.curves["induction train"][..., 0] == 1).all() and (
@@ -87,16 +84,16 @@ def test_a_right_match_is_learned_from_at_once_and_a_blind_one_is_not(tmp_path: 
 
 def test_bad_input_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnknownName, match="did you mean previous"):
-        train(replace(SMALL, clamp="previos"), tmp_path, quiet)
-    train(replace(SMALL, steps=2), tmp_path, quiet)
+        train(replace(SMALL, clamp="previos"), tmp_path, silent)
+    train(replace(SMALL, steps=2), tmp_path, silent)
     at = home(tmp_path, replace(SMALL, steps=2))
     (at / "step2.safetensors").write_bytes(b"no tensors")
     with pytest.raises(StoreError, match="delete it to train anew"):
-        train(replace(SMALL, steps=2), tmp_path, quiet)
+        train(replace(SMALL, steps=2), tmp_path, silent)
 
 
 def test_heads_through_a_lens_are_those_of_the_stack(tmp_path: Path) -> None:
-    done = train(SMALL, tmp_path, quiet)
+    done = train(SMALL, tmp_path, silent)
     batch = judged(SMALL)["train"]
     for run in (0, 1):
         heads = judge_heads(Lens(exported(done.weights, run, SMALL.task, SMALL.shape)), SMALL.task, batch[run])

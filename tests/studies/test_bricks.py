@@ -11,13 +11,10 @@ from mechlab.errors import MechlabError, SiteError
 from mechlab.lens.lens import Lens
 from mechlab.models import tiny
 from mechlab.models.planted_relations import RELATIONS, planted_relations
+from mechlab.results.study import silent
 from mechlab.studies import bricks_claims
 from mechlab.studies.bricks import STUDY, Settings, gather
 from mechlab.studies.bricks_evidence import Evidence
-
-
-def quiet(label: str, done: int, total: int) -> None:
-    pass
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +30,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 @pytest.fixture(scope="module")
 def evidence(settings: Settings) -> Evidence:
-    return gather(Lens(planted_relations().model), settings, quiet)[0]
+    return gather(Lens(planted_relations().model), settings, silent)[0]
 
 
 def test_planted_neurons_are_in_their_brick(evidence: Evidence) -> None:
@@ -61,7 +58,7 @@ def test_losses_by_hand(evidence: Evidence) -> None:
 def test_random_weights_support_no_brick(settings: Settings) -> None:
     for seed in (0, 1):
         found = bricks_claims.findings(
-            gather(Lens(tiny("llama", seed)), settings.model_copy(update={"share": 0.05}), quiet)[0]
+            gather(Lens(tiny("llama", seed)), settings.model_copy(update={"share": 0.05}), silent)[0]
         )
         assert [f.key for f in found if f.key.startswith("own_") and f.verdict == "supported"] == []
 
@@ -73,16 +70,16 @@ def test_a_brick_that_breaks_no_more_than_random_neurons_is_not_supported(eviden
 
 
 def test_ranking_over_the_model_and_the_report(settings: Settings) -> None:
-    report = STUDY.run(Lens(planted_relations().model), settings.model_copy(update={"ranking": "model"}), quiet)
+    report = STUDY.run(Lens(planted_relations().model), settings.model_copy(update={"ranking": "model"}), silent)
     assert {table.key for table in report.tables} == {"paper", "matrix", "controls", "scores", "overlap"}
-    plain = STUDY.run(Lens(tiny("gpt2")), Settings(prompts=settings.prompts, n_evaluation=4, draws=2), quiet)
+    plain = STUDY.run(Lens(tiny("gpt2")), Settings(prompts=settings.prompts, n_evaluation=4, draws=2), silent)
     assert len(plain.findings) == 1 + 3 + 2
 
 
 def test_bad_input(settings: Settings, tmp_path: Path) -> None:
     with pytest.raises(SiteError, match="absent"):
-        gather(Lens(tiny("mixtral")), settings, quiet)
+        gather(Lens(tiny("mixtral")), settings, silent)
     with pytest.raises(MechlabError, match="has 12 prompts, and 24 are needed"):
-        gather(Lens(tiny("llama")), settings.model_copy(update={"n_evaluation": 20}), quiet)
+        gather(Lens(tiny("llama")), settings.model_copy(update={"n_evaluation": 20}), silent)
     with pytest.raises(MechlabError, match="There is no file"):
-        gather(Lens(tiny("llama")), Settings(prompts=str(tmp_path / "none.csv")), quiet)
+        gather(Lens(tiny("llama")), Settings(prompts=str(tmp_path / "none.csv")), silent)

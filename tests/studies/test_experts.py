@@ -19,6 +19,7 @@ from mechlab.models.planted_moe import (
     PLANTED_ROLES,
     planted_experts,
 )
+from mechlab.results.study import silent
 from mechlab.studies import experts_claims
 from mechlab.studies.experts import STUDY, Settings, gather, run
 from mechlab.studies.experts_evidence import Evidence, doubling
@@ -26,10 +27,6 @@ from mechlab.studies.experts_prompts import Classes, Contrast, contrast, refusal
 
 SMALL = Settings(n_prompts=16, top=1, most=2, draws=4)
 REFUSER = PLANTED_ROLES["forbidden"]
-
-
-def quiet(_label: str, _done: int, _total: int) -> None:
-    pass
 
 
 def planted_contrast() -> Contrast:
@@ -54,7 +51,7 @@ def planted_contrast() -> Contrast:
 
 
 def gathered(lens: Lens, settings: Settings = SMALL) -> Evidence:
-    return gather(lens, Lens(random_twin(lens.model, 7)), planted_contrast(), settings, quiet)
+    return gather(lens, Lens(random_twin(lens.model, 7)), planted_contrast(), settings, silent)
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +217,7 @@ def test_prompts_from_a_file_and_what_is_wrong_with_them(tmp_path):
 )
 def test_models_and_numbers_that_do_not_fit(family, settings, message):
     with pytest.raises(MechlabError, match=message):
-        run(Lens(tiny(family)), Settings(**{"top": 1, "most": 2, **settings}), quiet)
+        run(Lens(tiny(family)), Settings(**{"top": 1, "most": 2, **settings}), silent)
 
 
 def test_replies_are_judged_by_their_words():

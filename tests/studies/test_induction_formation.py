@@ -11,6 +11,7 @@ from mechlab.formation.heads import Heads
 from mechlab.formation.training import Recipe, Training
 from mechlab.lens.lens import Lens
 from mechlab.models import tiny
+from mechlab.results.study import silent
 from mechlab.studies import induction_formation_claims
 from mechlab.studies.induction_formation import STUDY, gather, recipes
 from mechlab.studies.induction_formation_evidence import Evidence, Floats, log_ratio
@@ -18,10 +19,6 @@ from mechlab.studies.induction_formation_settings import Settings
 
 SEEDS = 6
 STEPS = np.arange(0, 1025, 25, dtype=np.float64)
-
-
-def quiet(_label: str, _done: int, _total: int) -> None:
-    pass
 
 
 def planted(recipe: Recipe, time: float) -> Training:
@@ -127,7 +124,7 @@ def test_a_report_with_its_tables_figures_and_progress(small: Settings) -> None:
 
 def test_what_was_trained_is_read_again(small: Settings) -> None:
     before = sorted(Path(small.folder).rglob("*.safetensors"))
-    first, again = gather(small, quiet), gather(small, quiet)
+    first, again = gather(small, silent), gather(small, silent)
     assert before and sorted(Path(small.folder).rglob("*.safetensors")) == before
     assert np.array_equal(first.trainings["none"].curves["loss train"], again.trainings["none"].curves["loss train"])
 

@@ -9,16 +9,13 @@ from mechlab.errors import MechlabError
 from mechlab.lens.lens import Lens
 from mechlab.models import load, tiny
 from mechlab.models.planted_sink import MASSIVE_DIMENSIONS, planted_sinks
+from mechlab.results.study import silent
 from mechlab.studies import massive, massive_claims, massive_tables
 from mechlab.studies.massive import STUDY, gather
 from mechlab.studies.massive_evidence import MEAN, NEXT, ZERO, Evidence
 from mechlab.studies.massive_settings import Settings
 
 LENGTH = 24
-
-
-def quiet(_label: str, _done: int, _total: int) -> None:
-    pass
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +37,7 @@ def small_shapes() -> object:
 def gathered(lens: Lens, settings: Settings) -> Evidence:
     generator = np.random.default_rng(0)
     rows = [generator.permutation(np.arange(4, 34))[:LENGTH].tolist() for _ in range(10)]
-    return gather(lens, lens.tokens(rows[:5]), lens.tokens(rows[5:]), settings, quiet)
+    return gather(lens, lens.tokens(rows[:5]), lens.tokens(rows[5:]), settings, silent)
 
 
 @pytest.fixture(scope="module")
@@ -117,13 +114,13 @@ def test_what_a_model_without_any_shows(settings: Settings) -> None:
 
 def test_too_few_checkpoints_are_refused(settings: Settings) -> None:
     with pytest.raises(MechlabError, match="7 checkpoints or more, and there are 2"):
-        STUDY.run(Lens(tiny("llama")), settings.model_copy(update={"checkpoints": ("step1", "step2")}), quiet)
+        STUDY.run(Lens(tiny("llama")), settings.model_copy(update={"checkpoints": ("step1", "step2")}), silent)
 
 
 @pytest.mark.default_model
 def test_default_model_end_to_end(settings: Settings) -> None:
     report = STUDY.run(
-        Lens(load()), settings.model_copy(update={"n_discovery": 3, "n_evaluation": 3, "draws": 2}), quiet
+        Lens(load()), settings.model_copy(update={"n_discovery": 3, "n_evaluation": 3, "draws": 2}), silent
     )
     found = {finding.key: finding for finding in report.findings}
     assert found["there"].verdict == found["zero"].verdict == "supported"

@@ -13,15 +13,12 @@ from mechlab.errors import MechlabError, SiteError
 from mechlab.lens.lens import Lens
 from mechlab.models import load, tiny
 from mechlab.models.planted_relations import RELATIONS, PlantedRelations, planted_relations
+from mechlab.results.study import silent
 from mechlab.studies import relation_neurons_claims, relation_neurons_tables
 from mechlab.studies.relation_neurons import STUDY, Settings, gather
 from mechlab.studies.relation_neurons_evidence import Evidence, Foreigners
 
 K = 17
-
-
-def quiet(label: str, done: int, total: int) -> None:
-    pass
 
 
 def write(path: Path, planted: PlantedRelations, rows: tuple[tuple[str, str, str], ...] | None = None) -> str:
@@ -45,7 +42,7 @@ def settings(planted: PlantedRelations, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def evidence(planted: PlantedRelations, settings: Settings) -> Evidence:
-    return gather(Lens(planted.model), settings, quiet)[0]
+    return gather(Lens(planted.model), settings, silent)[0]
 
 
 def test_the_planted_model_knows_its_facts(planted: PlantedRelations, settings: Settings) -> None:
@@ -138,7 +135,7 @@ def test_random_weights_support_no_set(settings: Settings, evidence: Evidence, s
     verdicts = {f.key: f.verdict for f in relation_neurons_claims.findings(swapped) if f.key.startswith("own_")}
     assert "supported" not in verdicts.values() and len(verdicts) == 4
     with pytest.raises(MechlabError, match=r"knows enough of 0 relations, and two are needed .*fewer than 5"):
-        gather(Lens(tiny("llama", seed)), settings, quiet)
+        gather(Lens(tiny("llama", seed)), settings, silent)
 
 
 def test_too_few_right_leave_a_relation_out_and_the_rest_goes_on(
@@ -146,7 +143,7 @@ def test_too_few_right_leave_a_relation_out_and_the_rest_goes_on(
 ) -> None:
     wrong = tuple((r, s, "objectpa" if r == "r" else o) for r, s, o in planted.facts)
     path = write(tmp_path / "wrong.csv", planted, wrong)
-    report = STUDY.run(Lens(planted.model), settings.model_copy(update={"facts": path}), quiet)
+    report = STUDY.run(Lens(planted.model), settings.model_copy(update={"facts": path}), silent)
     assert "r (0 of 8 facts answered right, fewer than 5)" in report.summary_text
     facts = next(table for table in report.tables if table.key == "facts").frame
     assert facts.set_index("relation")["left out because"]["r"].startswith("0 of 8")
@@ -156,11 +153,11 @@ def test_too_few_right_leave_a_relation_out_and_the_rest_goes_on(
 def test_other_bad_input(planted: PlantedRelations, settings: Settings, tmp_path: Path) -> None:
     one = write(tmp_path / "one.csv", planted, tuple(row for row in planted.facts if row[0] == "p"))
     with pytest.raises(MechlabError, match="give one relation"):
-        gather(Lens(planted.model), settings.model_copy(update={"facts": one}), quiet)
+        gather(Lens(planted.model), settings.model_copy(update={"facts": one}), silent)
     with pytest.raises(SiteError, match="absent"):
-        gather(Lens(tiny("gpt2")), settings.model_copy(update={"sites": ("mlp_pre_linear",)}), quiet)
+        gather(Lens(tiny("gpt2")), settings.model_copy(update={"sites": ("mlp_pre_linear",)}), silent)
     with pytest.raises(MechlabError, match="k=400 units cannot be chosen"):
-        gather(Lens(planted.model), settings.model_copy(update={"k": 400, "sites": ("mlp_post",)}), quiet)
+        gather(Lens(planted.model), settings.model_copy(update={"k": 400, "sites": ("mlp_post",)}), silent)
 
 
 def test_other_languages_by_hand(evidence: Evidence) -> None:
@@ -179,7 +176,7 @@ def test_other_languages_by_hand(evidence: Evidence) -> None:
 
 
 def test_the_report_is_whole(planted: PlantedRelations, settings: Settings) -> None:
-    report = STUDY.run(Lens(planted.model), settings, quiet)
+    report = STUDY.run(Lens(planted.model), settings, silent)
     assert {"paper", "drops", "sweep", "wordings", "units", "overlap", "layers", "cumulativity", "neutral"} <= {
         table.key for table in report.tables
     }

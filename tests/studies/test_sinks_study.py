@@ -24,6 +24,7 @@ from mechlab.models.planted_sink import (
 )
 from mechlab.models.planted_sink import SECONDARY as PLANTED_SECONDARY
 from mechlab.models.words import SPECIAL
+from mechlab.results.study import silent
 from mechlab.studies import sinks_claims
 from mechlab.studies.sinks import STUDY, gather
 from mechlab.studies.sinks_evidence import NOTHING, Evidence
@@ -34,10 +35,6 @@ SMALL = Settings(n_discovery=5, n_evaluation=6, n_causal=4, length=LENGTH, draws
 MARK = len(SPECIAL) + WORDS.index(MARK_WORD)
 MARKS = [(6,), (4, 15), (9,), (), (12, 13), (7,)]
 """Positions of the marked word in each prompt."""
-
-
-def quiet(_label: str, _done: int, _total: int) -> None:
-    pass
 
 
 def planted_prompts(lens: Lens, seed: int, n: int) -> Tokens:
@@ -54,7 +51,7 @@ def planted_prompts(lens: Lens, seed: int, n: int) -> Tokens:
 
 def evidence_of(lens: Lens, settings: Settings = SMALL) -> Evidence:
     twin = Lens(random_twin(lens.model, settings.seed + 50))
-    return gather(lens, twin, planted_prompts(lens, 1, 5), planted_prompts(lens, 2, 6), settings, quiet)
+    return gather(lens, twin, planted_prompts(lens, 1, 5), planted_prompts(lens, 2, 6), settings, silent)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +144,7 @@ def test_random_models_of_each_family_have_no_sinks(family: str) -> None:
         [int(i) for i in row] for row in np.random.default_rng(0).integers(5, lens.model.vocab_size, (11, LENGTH))
     ]
     twin = Lens(random_twin(lens.model, 9))
-    found = gather(lens, twin, lens.tokens(tokens[:5]), lens.tokens(tokens[5:]), SMALL, quiet)
+    found = gather(lens, twin, lens.tokens(tokens[:5]), lens.tokens(tokens[5:]), SMALL, silent)
     verdicts = {finding.key: finding.verdict for finding in sinks_claims.findings(found)}
     sinks = {"massive", "secondary", "written_1", "rate_repeated"} & set(verdicts)
     assert [key for key in sinks if verdicts[key] == "supported"] == []
@@ -155,12 +152,12 @@ def test_random_models_of_each_family_have_no_sinks(family: str) -> None:
 
 def test_models_and_texts_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(SiteError, match="mlp_post"):
-        STUDY.run(Lens(tiny("mixtral")), SMALL, quiet)
+        STUDY.run(Lens(tiny("mixtral")), SMALL, silent)
     long_words = tmp_path / "texts.jsonl"
     long_words.write_text("".join(f'{{"text": "{chr(97 + row) * 3000}"}}\n' for row in range(26)))
     short = SMALL.model_copy(update={"source": str(long_words), "n_discovery": 2, "n_evaluation": 2})
     with pytest.raises(PromptError, match=f"2 of 2 texts are shorter than the window of {LENGTH} tokens"):
-        STUDY.run(Lens(tiny("gpt2")), short, quiet)
+        STUDY.run(Lens(tiny("gpt2")), short, silent)
 
 
 def test_a_report_with_its_tables_figures_and_progress() -> None:
@@ -188,7 +185,7 @@ def test_a_report_with_its_tables_figures_and_progress() -> None:
 @pytest.mark.default_model
 def test_default_model_end_to_end() -> None:
     settings = Settings(n_discovery=2, n_evaluation=3, n_causal=2, length=24, draws=2, components=2)
-    report = STUDY.run(Lens(load()), settings, quiet)
+    report = STUDY.run(Lens(load()), settings, silent)
     found = {finding.key: finding for finding in report.findings}
     assert found["massive"].verdict == found["written_2"].verdict == "supported"
     assert "that of layer 11" in found["written_2"].statement

@@ -18,15 +18,12 @@ from mechlab.analyses.vocabulary import (
 from mechlab.errors import MechlabError, SiteError
 from mechlab.lens.lens import Lens
 from mechlab.models import Model, tiny
+from mechlab.results.study import silent
 from mechlab.studies import vocabulary_claims
 from mechlab.studies.vocabulary import STUDY, Settings, depths, gather, word_mass
 
 SMALL = Settings(n_themes=8, n_clusters=2, size=6, least=3, n_texts=3, draws=3, every=1, other_strengths=(1.0,))
 PLANTED_LAYER = 2
-
-
-def quiet(label: str, done: int, total: int) -> None:
-    pass
 
 
 def with_theme(family: str, words: int = 12, neurons: int = 5) -> tuple[Model, list[int], list[int]]:
@@ -114,21 +111,21 @@ def test_random_directions_have_the_vectors_covariance() -> None:
 
 def test_a_planted_cluster_steers_and_the_report_is_whole() -> None:
     model, ids, _ = with_theme("llama")
-    evidence = gather(Lens(model), SMALL, quiet)[0]
+    evidence = gather(Lens(model), SMALL, silent)[0]
     late = [one for one in evidence.of("late") if set(one.words) & {str(model.tokenizer.decode([i])) for i in ids}]
     assert late and late[0].shift.mean() > late[0].draws.mean(axis=1).max()
-    report = STUDY.run(Lens(model), SMALL, quiet)
+    report = STUDY.run(Lens(model), SMALL, silent)
     assert {"paper", "meaningful", "clusters", "shifts", "doses"} == {table.key for table in report.tables}
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma2"])
 def test_other_mlps(family: str) -> None:
-    report = STUDY.run(Lens(tiny(family)), SMALL, quiet)
+    report = STUDY.run(Lens(tiny(family)), SMALL, silent)
     assert len(report.findings) == 5
 
 
 def test_without_clusters_claims_are_inconclusive() -> None:
-    evidence = gather(Lens(tiny("llama")), SMALL.model_copy(update={"least": 80, "size": 80}), quiet)[0]
+    evidence = gather(Lens(tiny("llama")), SMALL.model_copy(update={"least": 80, "size": 80}), silent)[0]
     assert not evidence.clamped
     found = {finding.key: finding.verdict for finding in vocabulary_claims.findings(evidence)}
     assert found["steers_early"] == found["steers_late"] == found["late_over_early"] == "inconclusive"
@@ -158,6 +155,6 @@ def test_depths() -> None:
 
 def test_bad_input() -> None:
     with pytest.raises(SiteError, match="absent"):
-        gather(Lens(tiny("mixtral")), SMALL, quiet)
+        gather(Lens(tiny("mixtral")), SMALL, silent)
     with pytest.raises(MechlabError, match="too few for 5000 themes"):
-        gather(Lens(tiny("llama")), SMALL.model_copy(update={"n_themes": 5000}), quiet)
+        gather(Lens(tiny("llama")), SMALL.model_copy(update={"n_themes": 5000}), silent)
