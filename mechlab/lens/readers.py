@@ -46,12 +46,16 @@ LayerReaders = Mapping[str, tuple[Reader, ...]]  # "q", "k", "v" -> one reader p
 
 
 def readers(lens: "Lens") -> list[LayerReaders]:
-    """The readers of every layer.
+    """The readers of every layer, for those who take the residual stream to be a sum over senders (weighted edges, edge attribution).
+
+    Where a norm stands between the sum of heads and the stream, a head's share of the stream is no fixed map of what it writes: such
+    families are refused here. Edges patched one at a time, or as a set, need no such sum: see ``mechlab.patching.edges``.
 
     Raises:
         SiteError: a layer whose heads do not read, or do not add to, the residual stream one by one: a norm after attention or MLP
-            (Gemma-2/3, OLMo-2), or queries of all heads normed together (OLMoE).
+            (Gemma-2/3, OLMo-2), or queries of all heads normed together (OLMoE). Also as ``check_writes``.
     """
+    check_writes(lens)
     for layer, block in enumerate(lens.layout.blocks):
         _check_norms(lens.model.name, layer, block)
     made, heads = _probe(lens)
@@ -70,11 +74,27 @@ def readers(lens: "Lens") -> list[LayerReaders]:
     return found
 
 
+def check_writes(lens: "Lens") -> None:
+    """Raises SiteError where attention and MLP are scaled before they are added (Granite): their outputs are not what the stream gets."""
+    kinds = ("resid_pre", "attn_out", "mlp_out", "resid_post")
+    layers = range(lens.model.n_layers)
+    tokens = lens.tokens([[lens.model.vocab_size - 1]])
+    run = lens.run(tokens, read=[Site(kind, layer) for layer in layers for kind in kinds], logits="none")
+    for layer in layers:
+        before, attention, mlp, after = parts = [run[Site(kind, layer)] for kind in kinds]
+        rounding = 4 * torch.finfo(after.dtype).eps * max(float(part.abs().max()) for part in parts)
+        if float((before + attention + mlp - after).abs().max()) > rounding:
+            raise SiteError(
+                f"Layer {layer} of {lens.model.name} adds something else to the residual stream than what its attention and MLP give "
+                "(scaled, say), so edges do not carry what is read: patch nodes or paths instead of edges."
+            )
+
+
 def _check_norms(name: str, layer: int, block: Block) -> None:
     if block.attn_out is not block.attn or block.mlp_out is not block.mlp or block.ln1 is None or block.ln2 is None:
         raise SiteError(
             f"Layer {layer} of {name} has a norm after attention or MLP, so its parts do not add to the residual stream separately: "
-            "score nodes instead of edges."
+            "score nodes instead of edges (lens.effects), or patch edges exactly (lens.edge_effects)."
         )
 
 

@@ -5,7 +5,11 @@ Patching it adds the sender's difference between the two sides to that input alo
 the base run has, and what follows from the receiver's changed output is computed as always. Conmy et al., arXiv 2304.14997 (edges of ACDC);
 names as in EAP-IG: ``input``, ``a{layer}.h{head}``, ``m{layer}``, ``logits``, ``src->dst<q>``. Keys and values go by KV head.
 
-1. The contribution of each sender to the residual stream is read on both sides; the difference is what its edges carry.
+Every family has edges. Where attention passes a norm before it is added (Gemma-2, OLMo-2), heads do not add to the stream one by one: there
+the receiver reads the stream with ``norm(sum of heads)`` replaced by that norm of the sum with the sender's result from the other side.
+Several heads of one layer do not add up then; ``mechlab.patching.edge_sets`` patches edges together. An MLP's norm is part of the MLP.
+
+1. What each sender writes is taken from both sides; how that changes the residual stream of the base run is what its edges carry.
 2. For each receiving layer, one sweep of that layer alone gives every receiver's input under every sender.
 3. A second sweep puts one of them at a time into the base run.
 """
@@ -15,11 +19,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
+import torch
 from torch import Tensor
 
-from mechlab.errors import SiteError, UnknownName
+from mechlab.errors import UnknownName
 from mechlab.lens.apply import Source
 from mechlab.lens.edit import patch
+from mechlab.lens.layout import output_weight
+from mechlab.lens.readers import check_writes
 from mechlab.lens.site import Site
 from mechlab.patching.effects import check_edits
 from mechlab.patching.prepared import Prepared, prepare
@@ -82,11 +89,11 @@ def edge_effects(
         ``corrupted``.
 
     Raises:
-        SiteError: a family with a norm after attention: its heads do not add to the residual stream separately.
         UnknownName: no edge has a name that ``edges`` accepts.
+        SiteError: a family that scales what attention and MLP give before it is added.
     """
     measure = find_metric(metric)
-    _check_family(lens)
+    check_writes(lens)
     check_edits(lens, task, [(patch(Site("z", 0), source=base),)], base)
     senders, receivers = nodes(lens)
     layers = [*range(lens.model.n_layers), lens.model.n_layers]  # the last stands for the logits
@@ -107,7 +114,7 @@ def edge_effects(
     carried = _carried(lens, task, senders, base)
     found: list[pd.DataFrame] = []
     for done, layer in enumerate(layers):
-        found += _into_layer(lens, task, measure, base, layer, wanted[layer], carried)
+        found += _into_layer(lens, task, measure, base, wanted[layer], carried)
         if progress:
             progress("edges", done + 1, len(layers))
     return pd.concat(found, ignore_index=True)
@@ -132,33 +139,52 @@ def nodes(lens: "Lens") -> tuple[list[Sender], list[Receiver]]:
     return senders, receivers
 
 
+def entrance_of(lens: "Lens", receiver: Receiver) -> Site:
+    """The residual stream that a receiver reads."""
+    layer = receiver.site.layer
+    if layer is None:
+        return Site("resid_post", lens.model.n_layers - 1)
+    after_attention = receiver.site.kind == "mlp_out" and lens.layout.blocks[layer].mid is not None
+    return Site("resid_mid" if after_attention else "resid_pre", layer)
+
+
 def _layer_of(receiver: Receiver, lens: "Lens") -> int:
     return lens.model.n_layers if receiver.site.layer is None else receiver.site.layer
 
 
-def _check_family(lens: "Lens") -> None:
-    for layer, block in enumerate(lens.layout.blocks):
-        if block.attn_out is not block.attn:
-            raise SiteError(
-                f"Layer {layer} of {lens.model.name} has a norm after attention, so its heads do not add to the residual stream "
-                "separately: patch heads or paths instead of edges."
-            )
+def sender_sites(lens: "Lens") -> list[Site]:
+    """What a run must read for ``attention_change`` and for the other senders."""
+    layers = range(lens.model.n_layers)
+    return [Site("resid_pre", 0), *(Site(kind, layer) for layer in layers for kind in ("z", "mlp_out"))]
+
+
+@torch.no_grad()
+def attention_change(lens: "Lens", layer: int, here: Tensor, there: Tensor, heads: Sequence[int]) -> Tensor:
+    """``[n, pos, d_model]``: how what attention adds to the stream changes when these heads alone take their z from ``there``.
+
+    Through the norm after attention where there is one. ``here`` and ``there``: ``[n, pos, head, d_head]``.
+    """
+    block, chosen = lens.layout.blocks[layer], list(heads)
+    if block.attn_out is block.attn:
+        weight = output_weight(block.attn_proj).unflatten(0, here.shape[2:])[chosen]
+        return torch.einsum("nphd,hdm->npm", (there - here)[:, :, chosen], weight)
+    mixed = here.clone()
+    mixed[:, :, chosen] = there[:, :, chosen]
+    added = [block.attn_out(block.attn_proj(z.flatten(2))) for z in (mixed, here)]
+    return added[0] - added[1]
 
 
 def _carried(lens: "Lens", task: Task, senders: Sequence[Sender], base: str) -> dict[str, Tensor]:
-    """Sender -> ``[n, pos, d_model]``: its contribution on the other side minus that on the base side."""
-    layers = range(lens.model.n_layers)
-    read = [Site("resid_pre", 0), *(Site(kind, layer) for layer in layers for kind in ("result", "mlp_out"))]
-    runs = [lens.run(side, read=read, logits="none") for side in (task.clean, task.corrupted)]
+    """Sender -> ``[n, pos, d_model]``: the base run's stream with the sender from the other side, minus that stream."""
+    runs = [lens.run(side, read=sender_sites(lens), logits="none") for side in (task.clean, task.corrupted)]
     here, there = runs if base == "clean" else reversed(runs)
 
     def difference(sender: Sender) -> Tensor:
-        if sender.kind == "input":
-            return there[Site("resid_pre", 0)] - here[Site("resid_pre", 0)]
-        if sender.kind == "mlp":
-            return there[Site("mlp_out", sender.layer)] - here[Site("mlp_out", sender.layer)]
-        at = Site("result", sender.layer)
-        return there[at][:, :, sender.head] - here[at][:, :, sender.head]
+        if sender.head is None:
+            at = Site("resid_pre", 0) if sender.kind == "input" else Site("mlp_out", sender.layer)
+            return there[at] - here[at]
+        at = Site("z", sender.layer)
+        return attention_change(lens, sender.layer, here[at], there[at], [sender.head])
 
     return {sender.name: difference(sender) for sender in senders}
 
@@ -168,20 +194,15 @@ def _into_layer(
     task: Task,
     measure: Metric,
     base: str,
-    layer: int,
     wanted: Sequence[tuple[Sender, Receiver]],
     carried: dict[str, Tensor],
 ) -> Iterator[pd.DataFrame]:
     """The effects of the edges into one layer's receivers, a few senders at a time."""
-    if layer == lens.model.n_layers:
-        entrances = [(Site("resid_post", layer - 1), ("final_norm",))]
-    else:
-        mid = Site("resid_mid" if lens.layout.blocks[layer].mid is not None else "resid_pre", layer)
-        entrances = [(Site("resid_pre", layer), ("q", "k", "v")), (mid, ("mlp_out",))]
-    for entrance, kinds in entrances:
+    for kinds in (("q", "k", "v"), ("mlp_out",), ("final_norm",)):
         into = [(sender, receiver) for sender, receiver in wanted if receiver.site.kind in kinds]
         if not into:
             continue
+        entrance = entrance_of(lens, into[0][1])
         senders = list(dict.fromkeys(sender for sender, _ in into))
         reads = list(dict.fromkeys(receiver.site.whole for _, receiver in into if receiver.site.layer is not None))
         ready = prepare(lens, task, [], measure, base, [entrance.layer or 0], [entrance, *reads])

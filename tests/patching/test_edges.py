@@ -2,14 +2,18 @@
 
 import pytest
 import torch
+from plain_edges import patched
 from toys import toy_task
 
 from mechlab.errors import SiteError, UnknownName
 from mechlab.lens.layout import output_weight
 from mechlab.lens.lens import Lens
+from mechlab.lens.readers import readers
 from mechlab.lens.site import Site
 from mechlab.models import tiny
-from mechlab.patching.edges import edge_effects, nodes
+from mechlab.patching.edge_sets import edge_set_effects
+from mechlab.patching.edges import attention_change, edge_effects, nodes
+from mechlab.patching.paths import path_effects
 from mechlab.results.metrics import logit_difference
 
 
@@ -84,6 +88,59 @@ def test_edges_are_what_plain_hooks_give() -> None:
         assert (got - torch.tensor(found[found.edge == name]["before"].to_numpy()).float()).abs().max() > 1e-4, name
 
 
+POST_NORM = ("gemma2", "gemma3", "olmo2")
+
+
+@pytest.mark.parametrize(("family", "base"), [("gemma2", "clean"), ("gemma3", "clean"), ("olmo2", "corrupted")])
+def test_every_edge_is_what_one_plain_pass_with_it_gives(family: str, base: str) -> None:
+    lens = Lens(tiny(family))
+    task = toy_task(lens, n=3)
+    found = edge_effects(lens, task, base=base)
+    moved = 0
+    for name, rows in found.groupby("edge"):
+        expected = logit_difference(patched(family, lens, task, [name], base), task.answers, task.foils)
+        got = torch.tensor(rows["after"].to_numpy()).float()
+        assert torch.allclose(got, expected, atol=1e-4, rtol=0), f"{name}: {(got - expected).abs().max()}"
+        moved += bool((got - torch.tensor(rows["before"].to_numpy()).float()).abs().max() > 1e-3)
+    assert moved > 0.9 * found["edge"].nunique()
+
+
+@pytest.mark.parametrize("family", POST_NORM)
+def test_an_edge_is_a_direct_path_with_all_else_frozen(family: str) -> None:
+    """Path patching makes the same intervention in another way: the sender's z in a whole pass, later heads and MLPs held."""
+    lens = Lens(tiny(family))
+    task = toy_task(lens, n=3)
+    found = edge_effects(lens, task).set_index("edge")["after"]
+    senders, receivers = nodes(lens)
+    for receiver in receivers:
+        reaching = [s for s in senders if s.depth < receiver.depth and s.kind != "input"]
+        if not reaching:
+            continue
+        sites = [Site("z" if s.kind == "head" else "mlp_out", s.layer, s.head) for s in reaching]
+        into = [Site("mlp_in", receiver.site.layer)] if receiver.site.kind == "mlp_out" else [receiver.site]
+        into = [] if receiver.node == "logits" else into
+        paths = path_effects(lens, task, sites, into, freeze_mlps=True).frame
+        for i, sender in enumerate(reaching):
+            expected = paths[paths.intervention == i]["after"].to_numpy()
+            name = receiver.edge(sender)
+            assert abs(found[name].to_numpy() - expected).max() <= 1e-4, name
+
+
+@pytest.mark.parametrize("family", ["llama", *POST_NORM])
+def test_what_attention_adds_with_heads_replaced(family: str) -> None:
+    """All heads: the other side's own. No head's share is lost to the norm: with one it is not the sum of the heads one by one."""
+    lens = Lens(tiny(family))
+    task = toy_task(lens)
+    z, added = Site("z", 1), Site("attn_out", 1)
+    here, there = (lens.run(side, read=[z, added]) for side in (task.clean, task.corrupted))
+    change = lambda heads: attention_change(lens, 1, here[z], there[z], heads)  # noqa: E731
+    real = task.clean.mask
+    torch.testing.assert_close(change([0, 1, 2, 3])[real], (there[added] - here[added])[real], atol=1e-5, rtol=0)
+    assert not change([])[real].any()
+    apart = (change([1, 3]) - change([1]) - change([3]))[real].abs().max()
+    assert apart < 1e-5 if family == "llama" else apart > 1e-2
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "phi3", "qwen3", "mixtral", "gpt_oss"])
 def test_edges_to_the_logits_are_direct_effects(family: str) -> None:
     lens = Lens(tiny(family))
@@ -101,7 +158,7 @@ def test_edges_to_the_logits_are_direct_effects(family: str) -> None:
         assert torch.allclose(got, expected, atol=1e-4), name
 
 
-@pytest.mark.parametrize(("family", "parallel"), [("llama", False), ("gpt_neox", True)])
+@pytest.mark.parametrize(("family", "parallel"), [("llama", False), ("gpt_neox", True), ("olmo2", False)])
 def test_every_edge_once_and_in_order(family: str, parallel: bool) -> None:
     lens = Lens(tiny(family))
     found = edge_effects(lens, toy_task(lens, n=2))
@@ -124,6 +181,21 @@ def test_edges_of_a_sender_that_does_not_differ_change_nothing() -> None:
     assert (found["after"] == found["before"]).all()
 
 
+def test_a_family_that_scales_what_it_adds_is_refused() -> None:
+    """Granite multiplies the outputs of attention and MLP: what they write is not what the stream gets."""
+    model = tiny("granitemoe")
+    model.hf.model.layers[1].residual_multiplier = 0.3
+    lens = Lens(model)
+    task = toy_task(lens, n=2)
+    for call in (
+        edge_effects,
+        lambda lens, task: edge_set_effects(lens, task, [[]]),
+        lambda lens, _task: readers(lens),
+    ):
+        with pytest.raises(SiteError, match="Layer 1 of tiny-granitemoe adds something else"):
+            call(lens, task)
+
+
 def test_progress_and_errors() -> None:
     lens = Lens(tiny("llama"))
     task = toy_task(lens)
@@ -134,8 +206,6 @@ def test_progress_and_errors() -> None:
     assert seen == [(i + 1, 4) for i in range(4)]
     with pytest.raises(UnknownName, match="Unknown edge"):
         edge_effects(lens, task, edges=lambda name: name == "m2->m0")
-    with pytest.raises(SiteError, match="norm after attention"):
-        edge_effects(Lens(tiny("gemma2")), toy_task(Lens(tiny("gemma2"))))
     senders, receivers = nodes(lens)
     assert len(senders) == 1 + 3 * 5
     assert len(receivers) == 3 * (4 + 2 * 2 + 1) + 1
