@@ -4,6 +4,7 @@
 # make bench-circuits   circuit discovery beside TransformerLens; writes benchmarks/results/circuits.md
 # make bench-dictionaries  matching pursuit, SNMF and training beside public code; writes benchmarks/results/dictionaries.md
 # make bench-sweeps     what a sweep costs beside the engine; writes benchmarks/results/sweeps.md
+# make bench-explorer     how long one waits for the explorer in Chromium; writes benchmarks/results/explorer.md
 # make bench-ray        sweeps on a local Ray cluster that loses nodes; writes benchmarks/results/ray_nodes.md
 # make conformance    families x sites x verbs x backends against plain hooks; writes docs/conformance.md (15 minutes)
 # make test-ray       sweeps on a local Ray cluster whose workers and nodes die
@@ -22,7 +23,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint
 # Spinning OpenMP threads make shared cores 10-20 times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo setup test check docs dist bench-patching bench-circuits bench-dictionaries bench-sweeps bench-ray notebooks conformance test-ray test-browser test-remote constraints clean
+.PHONY: demo setup test check docs dist bench-patching bench-circuits bench-dictionaries bench-sweeps bench-explorer bench-ray notebooks conformance test-ray test-browser test-remote constraints clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mechlab demo
@@ -66,6 +67,9 @@ bench-dictionaries: setup
 
 bench-sweeps: setup
 	$(BIN)/python -P benchmarks/sweeps.py
+
+bench-explorer: setup
+	$(BIN)/python -m benchmarks.explorer
 
 notebooks: setup
 	$(BIN)/python notebooks/make_ipynb.py
