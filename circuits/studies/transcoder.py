@@ -7,7 +7,9 @@ What is claimed is written in ``transcoder_claims`` before anything runs. Here t
 3. On discovery prompts, frozen: the contribution of every feature to the logit difference. The features of the largest ones are chosen.
 4. On evaluation prompts (other words and templates): sums against targets; the chosen features ablated, with errors kept, against random
    active features, features chosen with permuted decoder rows, an untrained transcoder's, and neurons.
-5. Connections by weights alone, against what features contribute to each other on the evaluation prompts.
+  The other way round: only a few units kept and all others set to their means (``transcoder_kept``).
+5. Connections by weights alone, against what features contribute to each other on the evaluation prompts; and over plain text, which
+  lower features feed a feature wherever it is active (``transcoder_feeding``).
 6. The same transcoders, choice and ablation in the random-weight twin.
 
 Dunefsky, Chlenski and Nanda, arXiv 2406.11944.
@@ -27,8 +29,10 @@ from circuits.features.transcoder import shown
 from circuits.features.weights import de_embeddings, unembeddings
 from circuits.studies import transcoder_claims, transcoder_tables
 from circuits.studies.transcoder_claims import UNTRAINED
-from circuits.studies.transcoder_evidence import Ablation, Evidence, Unit
-from circuits.studies.transcoder_fits import Budget, ByLayer, fitted, losses
+from circuits.studies.transcoder_evidence import Ablation, Evidence, Feeding, Unit
+from circuits.studies.transcoder_feeding import Listed, feeding
+from circuits.studies.transcoder_fits import Budget, ByLayer, fitted, held_out_texts, losses
+from circuits.studies.transcoder_kept import curves
 from circuits.studies.transcoder_measures import (
     Counts,
     Prompts,
@@ -116,6 +120,7 @@ def gather(
     in_model = ablation(lens, seen, evaluation, rivals, counts, progress)
     exact, without_errors = gaps(lens, asked, transcoders)
     features = _features(lens, seen, asked, transcoders, in_model.chosen)
+    alone = curves(lens, seen, evaluation, transcoders, settings.draws, settings.seed, progress)
     return Evidence(
         settings=settings.model_dump(),
         layers=layers,
@@ -131,6 +136,8 @@ def gather(
         ),
         features=features,
         paths=_paths(asked, transcoders, in_model.chosen),
+        kept=alone,
+        feeding=_feeding(lens, seen, transcoders, settings),
         graph=pruned(
             attribution_graph(explain_run(asked.runs[0], transcoders.values()), [target_of(lens, evaluation, 0)])
         ),
@@ -179,6 +186,15 @@ def _tokens(lens: Lens, transcoders: ByLayer, layer: int, feature: int) -> tuple
         best = scores[0].topk(6).indices.tolist()
         found.append(" ".join(repr(str(lens.model.tokenizer.decode([token]))) for token in best))
     return found[0], found[1]
+
+
+def _feeding(lens: Lens, seen: Prompts, transcoders: ByLayer, settings: Settings) -> Feeding:
+    """Over the held-out passages, of the strongest features of the highest layer."""
+    highest = max(transcoders)
+    scores = contributions(seen, {highest: transcoders[highest]})[0][highest].mean(0)
+    wanted = scores.argsort(descending=True).tolist()
+    texts = held_out_texts(settings.n_passages, settings.seed)
+    return feeding(lens, texts, transcoders, wanted, Listed(targets=3, inputs=6), settings.draws, settings.seed)
 
 
 def _paths(asked: Prompts, transcoders: ByLayer, chosen: list[Unit]) -> pd.DataFrame:

@@ -11,6 +11,8 @@ from circuits.features.graph import FeatureGraph
 
 Floats = NDArray[np.float64]
 Unit = tuple[int, int]  # (layer, feature or neuron)
+FEATURES, WITH_ERRORS, KEPT_NEURONS = "features", "features, errors kept", "neurons"
+RANDOM_FEATURES = "random features"
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +49,34 @@ class Connections:
 
 
 @dataclass(frozen=True, eq=False)
+class Kept:
+    """Logit differences on evaluation prompts with only some units kept and all others at their means.
+
+    Attributes:
+        found: name of the units -> how many are kept -> ``[n]``. With all features kept the transcoders stand in the MLPs' places.
+        draws: the same of random units, ``[draws, n]``.
+        features: how many there are.
+    """
+
+    found: Mapping[str, Mapping[int, Floats]]
+    draws: Mapping[str, Mapping[int, Floats]]
+    features: int
+
+
+@dataclass(frozen=True, eq=False)
+class Feeding:
+    """Lower features that feed some features of the highest layer over plain text.
+
+    Attributes:
+        table: a row per target and lower feature. agreement: per target and lower layer, the rank correlation of connections by weights
+            with mean use, and the same with permuted decoder rows (a list, one per draw).
+    """
+
+    table: pd.DataFrame
+    agreement: list[dict[str, object]]
+
+
+@dataclass(frozen=True, eq=False)
 class Evidence:
     """Every number of the study.
 
@@ -58,6 +88,7 @@ class Evidence:
         gaps, gaps_without_errors: per evaluation prompt, the largest difference between a target and the sum of its terms.
         model, twin: ablations in the model and in its random-weight twin (with its own transcoders and choice).
         features: the chosen features, with their contributions and tokens. paths: from the strongest of them down.
+        kept: what is left when only some units are kept. feeding: what feeds features over plain text.
         graph: of one evaluation prompt.
     """
 
@@ -73,4 +104,6 @@ class Evidence:
     connections: Connections
     features: pd.DataFrame
     paths: pd.DataFrame
+    kept: Kept
+    feeding: Feeding
     graph: FeatureGraph

@@ -113,12 +113,16 @@ def _made(one: Dictionary, read: Tensor) -> Tensor:
     return one.reconstruct(read)
 
 
+def held_out_texts(n: int, seed: int) -> list[str]:
+    """Passages that no transcoder was trained on."""
+    return passages(count=n, seed=seed, part="held-out", characters=_PASSAGE)
+
+
 def losses(
     lens: Lens, sets: Mapping[str, ByLayer], n_passages: int, seed: int, progress: Progress
 ) -> dict[str, Floats]:
     """Mean next-token loss in nats of each held-out passage: of the model, and with each set in the place of its MLPs."""
-    texts = passages(count=n_passages, seed=seed, part="held-out", characters=_PASSAGE)
-    tokens = lens.tokens(texts)
+    tokens = lens.tokens(held_out_texts(n_passages, seed))
     found: dict[str, Floats] = {}
     for done, (name, by_layer) in enumerate({"model": {}, **sets}.items()):
         progress("loss on held-out text", done, len(sets) + 1)

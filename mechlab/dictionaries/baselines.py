@@ -218,3 +218,8 @@ def _centred(activations: Tensor, k: int, most: float) -> tuple[Tensor, Tensor]:
 
 def _named(origin: DictionaryOrigin, method: str, seed: int = 0) -> DictionaryOrigin:
     return origin.model_copy(update={"method": method, "seed": seed})
+
+
+def permuted(x: Tensor, seed: int) -> Tensor:
+    """``x [n, d]`` with every column permuted over rows on its own: what fires together is gone, what each neuron does alone is kept."""
+    return x.gather(0, torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)).argsort(0))

@@ -29,6 +29,7 @@ __all__ = ["Pursuit", "matching_pursuit"]
 # What updating one correlation costs, in multiply-adds of a matrix product (measured on a CPU: 0.6 ns beside 54 GFLOP/s).
 _UPDATE_COST = 16
 _GRAM_SHARE = 0.5  # of the free memory
+_GRAM_BLOCK = 512  # atoms
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,13 +102,19 @@ def matching_pursuit(
 
 
 def gram_matrix(atoms: Tensor) -> Tensor:
-    """``[p, p]`` inner products of all atoms. By blocks, so that each pair is computed once."""
-    p, size = len(atoms), 4096
+    """``[p, p]`` inner products of all atoms. By blocks, so that each pair is computed once.
+
+    Blocks fit the cache and are transposed before they are written to their mirrored place: a strided copy of large ones took a third of
+    the whole.
+    """
+    p, size = len(atoms), _GRAM_BLOCK
     gram = atoms.new_empty(p, p)
     for start in range(0, p, size):
         block = slice(start, start + size)
         torch.mm(atoms[block], atoms[start:].T, out=gram[block, start:])
-        gram[start + size :, block] = gram[block, start + size :].T
+        for mirrored in range(start + size, p, size):
+            rows = slice(mirrored, mirrored + size)
+            gram[rows, block] = gram[block, rows].T.contiguous()
     return gram
 
 

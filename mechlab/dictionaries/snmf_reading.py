@@ -45,7 +45,7 @@ def residual_directions(lens: Lens, at: Site, features: Tensor) -> Tensor:
         raise MechlabError(
             f"Features of {at} have no output weights: SNMF reads an MLP's neurons, such as L3.mlp_post."
         )
-    weight = output_weight(block.down).float()
+    weight = block.written_by_neurons.float()
     if features.shape[1] != len(weight):
         raise MechlabError(f"Features of size {features.shape[1]} do not fit the {len(weight)} neurons of {at}.")
     written = features.to(weight) @ weight

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mechlab.errors import MechlabError
-from mechlab.lens.edit import add
+from mechlab.lens.edit import Edit, add
 from mechlab.lens.lens import Lens
 from mechlab.lens.site import Site
 from mechlab.lens.tokens import Prompts
@@ -51,7 +51,6 @@ def neuron_reuse(features: Tensor, share: float = 1.0) -> Reuse:
     return Reuse(times >= share * len(features) - 1e-9, used & (times == 1), (binary @ binary.T).long())
 
 
-@torch.no_grad()
 def amplified(lens: Lens, prompts: Prompts, at: Site, groups: Tensor, tokens: Sequence[int], strength: float) -> Tensor:
     """``[groups, tokens]``: the change of each token's logit at the last position, mean over prompts, when a group of neurons is
     amplified.
@@ -61,17 +60,35 @@ def amplified(lens: Lens, prompts: Prompts, at: Site, groups: Tensor, tokens: Se
         groups: ``[groups, d_mlp]`` directions: a feature's weights on some of its neurons, zero elsewhere. Each is added at every position
             with norm ``strength``; a group without neurons changes nothing.
     """
+    return amplified_each(lens, prompts, at, groups, tokens, strength).mean(1)
+
+
+@torch.no_grad()
+def amplified_each(
+    lens: Lens,
+    prompts: Prompts,
+    at: Site,
+    groups: Tensor,
+    tokens: Sequence[int],
+    strength: float,
+    *,
+    centred: bool = False,
+) -> Tensor:
+    """``[groups, prompts, tokens]``: as ``amplified``, prompt by prompt. ``centred``: less the mean change over the vocabulary, which
+    makes no token likelier than another.
+    """
     found = lens.tokens(prompts)
-    base = _logits(lens, found, [], tokens)
+    base = _logits(lens, found, [], tokens, centred=centred)
     changes = []
     for group in groups:
         norm = float(group.norm())
         edits = [add(at, group / norm, strength=strength)] if norm > 0 else []
-        changes.append((_logits(lens, found, edits, tokens) - base).mean(0))
+        changes.append(_logits(lens, found, edits, tokens, centred=centred) - base)
     return torch.stack(changes)
 
 
-def _logits(lens: Lens, prompts: Prompts, edits: Sequence[object], tokens: Sequence[int]) -> Tensor:
-    last = lens.run(prompts, edits, logits="last").last_logits  # pyright: ignore[reportArgumentType]
+def _logits(lens: Lens, prompts: Prompts, edits: Sequence[Edit], tokens: Sequence[int], *, centred: bool) -> Tensor:
+    last = lens.run(prompts, edits, logits="last").last_logits
     assert last is not None
-    return last[:, list(tokens)].float().cpu()
+    last = last.float()
+    return (last[:, list(tokens)] - (last.mean(1, keepdim=True) if centred else 0.0)).cpu()

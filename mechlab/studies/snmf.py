@@ -9,12 +9,17 @@ What is claimed is written in ``snmf_claims`` before anything runs. Here the num
   and in the random-weight twin.
 3. The held-out error of SNMF beside that of features fitted on shuffled activations.
 4. At one layer the chosen directions are added at equal KL while the model writes.
+5. At that layer the loadings are factored again, twice, into features of features (``snmf_levels``); the same of shuffled activations.
+6. At the last of the layers, features of the days of the week: the neurons that they share and those that each has for itself are
+  amplified, beside random neurons, features of shuffled activations and the twin's (``snmf_family``).
 
 Shafran, Geiger and Geva, arXiv 2506.10920.
 """
 
 import tempfile
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,11 +27,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from mechlab.analyses.circumstances import study_report
-from mechlab.dictionaries.concepts import Concepts, bundled_concepts, read_concepts
+from mechlab.dictionaries.concepts import Concepts, Readings, bundled_concepts, read_concepts
 from mechlab.dictionaries.dictionary import DictionaryOrigin
 from mechlab.dictionaries.harvest import harvest
 from mechlab.dictionaries.scorecard_causal import Writing
-from mechlab.dictionaries.snmf import Init
+from mechlab.dictionaries.snmf import Init, SnmfSettings
 from mechlab.dictionaries.training import train
 from mechlab.dictionaries.training_settings import SaeSettings
 from mechlab.lens.lens import Lens
@@ -36,6 +41,8 @@ from mechlab.results.report import Report
 from mechlab.results.study import Progress, Study, named
 from mechlab.studies import snmf_claims, snmf_tables
 from mechlab.studies.snmf_evidence import Budget, Evidence, Layer, measure_layer, readable, steering
+from mechlab.studies.snmf_family import DAYS, measure_family
+from mechlab.studies.snmf_levels import measure_levels
 from mechlab.texts.passage import passages
 
 
@@ -58,6 +65,9 @@ class Settings(BaseModel):
     kl: float = Field(default=0.25, gt=0, description="nats every steering direction may cost at the next token")
     samples: int = Field(default=4, ge=1, description="texts per direction")
     new_tokens: int = Field(default=12, ge=2, description="tokens per text")
+    tuning: int = Field(default=100, ge=0, description="steps in which all levels of features are tuned together")
+    family: tuple[str, ...] = Field(default=DAYS, description="words whose features may share neurons")
+    family_sparsity: float = Field(default=0.05, gt=0, le=1, description="share of neurons in a feature of those words")
     seed: int = Field(default=0, description="of starts, draws, shuffles, texts and the twin")
 
 
@@ -74,21 +84,35 @@ def run(lens: Lens, settings: Settings, progress: Progress) -> Report:
     texts = passages(count=settings.n_passages, seed=settings.seed)
     twin = Lens(random_twin(lens.model, settings.seed), prepend_bos=lens.prepend_bos)
     steered = layers[len(layers) // 2]
-    of_model, of_twin, tokens = dict[int, Layer](), dict[int, Layer](), 0
+    of_model, of_twin = dict[int, _Measured](), dict[int, _Measured]()
     for done, layer in enumerate(layers):
         progress("layers", done, len(layers))
-        of_model[layer], tokens = _layer(lens, layer, concepts, texts, settings, progress, with_others=True)
-        of_twin[layer], _ = _layer(twin, layer, concepts, texts, settings, progress, with_others=False)
+        of_model[layer] = _layer(lens, layer, concepts, texts, settings, progress, with_others=True)
+        of_twin[layer] = _layer(twin, layer, concepts, texts, settings, progress, with_others=False)
+    progress("features of features", 0, 1)
+    middle = of_model[steered]
+    budget = _budget(settings)
+    levels = measure_levels(
+        lens, middle.layer.at, middle.readings, middle.extra, budget.snmf, settings.tuning, settings.draws
+    )
+    family = partial(
+        measure_family, at=Site("mlp_post", layers[-1]), words=settings.family, settings=_of_family(settings)
+    )
     progress("steering", 0, 1)
     writing = Writing(samples=settings.samples, tokens=settings.new_tokens)
     found = Evidence(
-        layers=of_model,
-        twin=of_twin,
-        steered=steering(lens, of_model[steered], concepts, names, settings.kl, writing),
-        readable=readable(lens, of_model[steered], concepts.names),
+        layers={layer: one.layer for layer, one in of_model.items()},
+        twin={layer: one.layer for layer, one in of_twin.items()},
+        steered=steering(lens, middle.layer, concepts, names, settings.kl, writing),
+        readable=readable(lens, middle.layer, concepts.names),
+        levels=levels,
+        family=family(lens, draws=settings.draws, progress=progress, shuffled=False),
+        family_shuffled=family(lens, draws=0, progress=progress, shuffled=True),
+        family_twin=family(twin, draws=0, progress=progress, shuffled=False),
         steered_layer=steered,
+        family_layer=layers[-1],
         kl=settings.kl,
-        tokens=tokens,
+        tokens=middle.fitted,
         seed=settings.seed,
     )
     tables, figures = snmf_tables.tables_and_figures(found)
@@ -111,6 +135,16 @@ def _default_layers(lens: Lens) -> tuple[int, ...]:
     return tuple(sorted({0, lens.model.n_layers // 2, max(0, last - 1)}))
 
 
+@dataclass(frozen=True, eq=False)
+class _Measured:
+    """A layer's numbers, what they were measured on, and how many tokens were fitted on."""
+
+    layer: Layer
+    readings: Readings
+    extra: Tensor
+    fitted: int
+
+
 def _layer(
     lens: Lens,
     layer: int,
@@ -120,8 +154,7 @@ def _layer(
     progress: Progress,
     *,
     with_others: bool,
-) -> tuple[Layer, int]:
-    """A layer's numbers, and the tokens fitted on."""
+) -> _Measured:
     at = Site("mlp_post", layer)
     readings = read_concepts(lens, concepts, at)
     sentences = [text for group in (*concepts.sentences.values(), concepts.neutral) for text in group[::2]]
@@ -133,12 +166,20 @@ def _layer(
         if with_others:
             label = named(progress, f"training an autoencoder, layer {layer}")
             sae = train(kept, at, _sae(settings), Path(place) / "sae", progress=label).directions
-    budget = Budget(settings.k, settings.sparsity, settings.init, settings.iterations, settings.draws, settings.seed)
     origin = DictionaryOrigin(
         method="snmf", model=lens.model.name, fingerprint=lens.model.fingerprint, site=str(at), seed=settings.seed
     )
     fitted = len(extra) + int((~readings.judging[readings.sentence]).sum())
-    return measure_layer(at, readings, extra, None if sae is None else torch.as_tensor(sae), budget, origin), fitted
+    found = measure_layer(at, readings, extra, None if sae is None else torch.as_tensor(sae), _budget(settings), origin)
+    return _Measured(found, readings, extra, fitted)
+
+
+def _budget(settings: Settings) -> Budget:
+    return Budget(settings.k, settings.sparsity, settings.init, settings.iterations, settings.draws, settings.seed)
+
+
+def _of_family(settings: Settings) -> SnmfSettings:
+    return _budget(settings).snmf.model_copy(update={"sparsity": settings.family_sparsity})
 
 
 def _sae(settings: Settings) -> SaeSettings:

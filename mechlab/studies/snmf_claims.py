@@ -4,10 +4,12 @@ The best of K random directions detects most concepts too, so every claim is jud
 sparsity.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 from mechlab.results.finding import Finding
-from mechlab.results.rule import Rule
+from mechlab.results.rule import Control, Rule
 from mechlab.results.stating import claim, control, drawn
 from mechlab.results.statistics import Interval, bootstrap_difference, bootstrap_mean, bootstrap_ratio
 from mechlab.studies.snmf_evidence import (
@@ -23,15 +25,22 @@ from mechlab.studies.snmf_evidence import (
     Layer,
     per_concept,
 )
+from mechlab.studies.snmf_family import core_rise, own_over_others
+from mechlab.studies.snmf_levels import REAL, SHUFFLED_FIT
 
 CHANCE, LEAST_SHARED, LEAST_GAIN = 0.5, 0.01, 0.0
+LEAST_TIE = 0.05
+"""Of correlations: by how much more alike features of one family must score sentences."""
+LEAST_RISE = 0.0
+"""Logits."""
 _LABELS = "labels shuffled when choosing"
 
 
 def findings(found: Evidence) -> list[Finding]:
-    """For each layer detection and co-activation; steering at one."""
+    """For each layer detection and co-activation; steering and families of features at one; shared neurons at the last."""
     layers = [one for layer in found.layers for one in (_detects(found, layer), _together(found, layer))]
-    return [*layers, _steers(found), _against_sae(found), _against_difference(found)]
+    steered = [_steers(found), _against_sae(found), _against_difference(found)]
+    return [*layers, *steered, _families(found), _exclusive(found), _core(found)]
 
 
 def _detects(found: Evidence, layer: int) -> Finding:
@@ -107,6 +116,66 @@ def _against_difference(found: Evidence) -> Finding:
         [control(RANDOM, _difference(found, RANDOM, DIFFERENCE), "random directions less the difference in means")],
         Rule(direction=">", threshold=LEAST_GAIN),
     )
+
+
+def _families(found: Evidence) -> Finding:
+    ties, random = found.levels.ties, found.levels.random
+    return claim(
+        "families",
+        f"In layer {found.steered_layer}, the features that one coarser feature is made of go with the same sentences.",
+        "correlation of features of one family over held-out sentences less that of unrelated features, mean over families",
+        bootstrap_mean(ties[REAL][0], seed=found.seed),
+        [
+            drawn("random families", random[0], len(ties[REAL][0]), "same features, same sizes"),
+            control(
+                "hierarchy of shuffled activations",
+                bootstrap_mean(ties[SHUFFLED_FIT][0], seed=found.seed),
+                "every neuron permuted over tokens",
+            ),
+        ],
+        Rule(direction=">", threshold=LEAST_TIE),
+    )
+
+
+def _exclusive(found: Evidence) -> Finding:
+    return claim(
+        "exclusive_neurons",
+        f"In layer {found.family_layer}, neurons that the feature of one word of {_words(found)} has for itself speak for that word.",
+        "rise of a word's logit less the mean rise of the others', its feature's exclusive neurons amplified, mean over words",
+        bootstrap_mean(own_over_others(found.family.changes), seed=found.seed),
+        _family_controls(found, own_over_others),
+        Rule(direction=">", threshold=LEAST_RISE),
+    )
+
+
+def _core(found: Evidence) -> Finding:
+    return claim(
+        "core_neurons",
+        f"In layer {found.family_layer}, the neurons that most features of {_words(found)} share speak for all of these words.",
+        "rise of the words' logits over the vocabulary's mean, the shared neurons amplified, mean over words",
+        bootstrap_mean(core_rise(found.family.changes), seed=found.seed),
+        _family_controls(found, core_rise),
+        Rule(direction=">", threshold=LEAST_RISE),
+    )
+
+
+def _family_controls(found: Evidence, rise: Callable[[Floats], Floats]) -> list[Control]:
+    means = [float(rise(changes).mean()) for changes in found.family.random]
+    prompts = found.family.changes.shape[1]
+    return [
+        drawn("random neurons", means, prompts, "as many, with the same weights, in no word's feature"),
+        control(
+            SHUFFLED,
+            bootstrap_mean(rise(found.family_shuffled.changes), seed=found.seed),
+            "chosen for the words in the same way",
+        ),
+        control(TWIN, bootstrap_mean(rise(found.family_twin.changes), seed=found.seed)),
+    ]
+
+
+def _words(found: Evidence) -> str:
+    words = found.family.words
+    return f"{words[0]} to {words[-1]}"
 
 
 def _gains(found: Evidence, method: str) -> Floats:

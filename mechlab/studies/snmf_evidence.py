@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mechlab.dictionaries.baselines import difference_in_means, kmeans, pca, random_units, top_neurons
+from mechlab.dictionaries.baselines import difference_in_means, kmeans, pca, permuted, random_units, top_neurons
 from mechlab.dictionaries.concepts import Concepts, Readings
 from mechlab.dictionaries.dictionary import DictionaryOrigin
 from mechlab.dictionaries.scorecard_causal import Writing, steer, word_ids
@@ -18,6 +18,8 @@ from mechlab.dictionaries.snmf import Init, SnmfSettings, factorise, loadings_of
 from mechlab.dictionaries.snmf_reading import residual_directions, top_tokens
 from mechlab.lens.lens import Lens
 from mechlab.lens.site import Site
+from mechlab.studies.snmf_family import Family
+from mechlab.studies.snmf_levels import Levels
 
 Floats = NDArray[np.float64]
 SNMF, SAE, DIFFERENCE, RANDOM, SHUFFLED, PCA, KMEANS, NEURONS, LABELS, TWIN = (
@@ -90,7 +92,7 @@ def measure_layer(
         others = {
             SAE: sae,
             DIFFERENCE: features[DIFFERENCE],
-            SHUFFLED: factorise(_permuted(fitted, budget.seed), budget.snmf).features,
+            SHUFFLED: factorise(permuted(fitted, budget.seed), budget.snmf).features,
             PCA: pca(fitted, budget.k, origin).directions,
             KMEANS: kmeans(fitted, budget.k, origin, seed=budget.seed).directions,
             NEURONS: top_neurons(fitted, budget.k, origin).directions,
@@ -130,18 +132,13 @@ def _random(budget: Budget, fitted: Tensor, draw: int) -> Tensor:
     return random_units(budget.k, fitted.shape[1], sparsity=budget.sparsity, seed=1000 * budget.seed + draw)
 
 
-def _permuted(x: Tensor, seed: int) -> Tensor:
-    """Every neuron permuted over tokens on its own: what fires together is gone, what each neuron does alone is kept."""
-    return x.gather(0, torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)).argsort(0))
-
-
 def _held_out_errors(readings: Readings, fitted: Tensor, budget: Budget) -> tuple[dict[str, Floats], Floats]:
     """SNMF of the activations, and twice of shuffled ones, on neurons scaled to variance 1: else a few neurons are all of the error."""
     scale = fitted.std(0).clamp_min(1e-6)
     judging = readings.judging[readings.sentence]
     x, sentence = readings.activations[judging] / scale, readings.sentence[judging]
     fits = {"activations": fitted / scale}
-    fits |= {f"shuffled {i}": _permuted(fitted / scale, budget.seed + i) for i in (1, 2)}
+    fits |= {f"shuffled {i}": permuted(fitted / scale, budget.seed + i) for i in (1, 2)}
     errors: dict[str, Floats] = {}
     for name, rows in fits.items():
         features = factorise(rows, budget.snmf).features
@@ -217,13 +214,22 @@ def per_concept(detection: pd.DataFrame, method: str, score: str) -> Floats:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """Everything measured; ``layers`` and ``twin`` by layer number."""
+    """Everything measured; ``layers`` and ``twin`` by layer number.
+
+    ``levels``: of the layer ``steered_layer``. ``family``: of the layer ``family_layer``; of the model, of its shuffled activations and of
+    the twin.
+    """
 
     layers: Mapping[int, Layer]
     twin: Mapping[int, Layer]
     steered: pd.DataFrame
     readable: pd.DataFrame
+    levels: Levels
+    family: Family
+    family_shuffled: Family
+    family_twin: Family
     steered_layer: int
+    family_layer: int
     kl: float
     tokens: int
     seed: int

@@ -6,6 +6,7 @@ import plotly.graph_objects as go
 from mechlab.results.report import FigureItem, Table
 from mechlab.results.statistics import bootstrap_mean, bootstrap_ratio
 from mechlab.studies.snmf_evidence import DIFFERENCE, RANDOM, SAE, SNMF, TWIN, Evidence
+from mechlab.studies.snmf_tables_structure import structure
 from mechlab.views.figures import bars_with_intervals, heatmap
 from mechlab.views.style import template
 
@@ -17,6 +18,7 @@ Part = tuple[Table, FigureItem]
 def tables_and_figures(found: Evidence) -> tuple[list[Table], list[FigureItem]]:
     """In reading order."""
     parts = [_detection(found), _together(found), _steering(found), _beside_paper(found), _features(found)]
+    parts += structure(found)
     return [table for table, _ in parts], [figure for _, figure in parts]
 
 
@@ -27,8 +29,9 @@ def summary(found: Evidence) -> str:
         f"The neurons of one MLP, on {found.tokens} tokens of sentences and passages, are written as non-negative sums of sparse "
         f"groups of neurons (layers {layers}). Do single groups say what a sentence is about, do they hold neurons that fire together, "
         "and does adding one make the model write about its concept? Groups were chosen for concepts on half of the sentences and "
-        "judged on the other half. The random directions, the shuffled activations and the random-weight twin say how much of that "
-        "comes for nothing. Every claim was written down, with its rule, before the run."
+        "judged on the other half. Are features made of features that go with the same sentences, and do the neurons that features of "
+        "one family of words share speak for all of them? The random directions, the shuffled activations and the random-weight "
+        "twin say how much of that comes for nothing. Every claim was written down, with its rule, before the run."
     )
 
 

@@ -1,6 +1,7 @@
 """The transcoder study: its measurements against plain formulas on a model whose MLPs are their own transcoders, and its verdicts."""
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,13 +9,16 @@ import torch
 from feature_toys import mlp_as_transcoder, random_transcoder, relu_gpt2
 
 from circuits.features.attribution import attribute
-from circuits.features.explained import explain_run
+from circuits.features.explained import explain, explain_run
+from circuits.features.steps import one_step
 from circuits.features.target import feature_target
 from circuits.studies import transcoder_claims as claims
 from circuits.studies.transcoder import STUDY, Settings, gather
 from circuits.studies.transcoder_dictionaries import Neurons, linear_map, permuted, untrained, zeroed
-from circuits.studies.transcoder_evidence import Evidence
+from circuits.studies.transcoder_evidence import FEATURES, KEPT_NEURONS, Evidence, Kept
+from circuits.studies.transcoder_feeding import Listed, feeding, rank_correlation, summary
 from circuits.studies.transcoder_fits import losses
+from circuits.studies.transcoder_kept import Units, curves, drawn_like, feature_means, kept, neuron_means
 from circuits.studies.transcoder_measures import (
     Counts,
     Prompts,
@@ -31,6 +35,7 @@ from circuits.studies.transcoder_measures import (
     target_of,
     top,
 )
+from circuits.studies.transcoder_tables_kept import features_ahead
 from circuits.tasks.capitals import capitals
 from mechlab.dictionaries.activations_live import LiveActivations
 from mechlab.errors import MechlabError
@@ -231,6 +236,115 @@ def test_features_chosen_by_contribution_matter(lens, prompts, exact):
     assert found.draws["random neurons"].shape == (5, 4) and len(found.chosen) == 6
 
 
+def test_units_kept_alone(lens, task, prompts, exact):
+    """All others at their means, beside a plain hook; kept features of an exact transcoder are kept neurons."""
+    means = neuron_means(lens, task, exact)
+    features, neurons = Units(exact, feature_means(prompts, exact)), Units({i: Neurons(lens, i) for i in exact}, means)
+    assert all(torch.allclose(features.means[i], means[i], atol=1e-4) for i in exact)
+    some = [(0, 3), (0, 60), (2, 17)]
+    alone = kept(lens, task, neurons, some)
+    assert np.allclose(kept(lens, task, features, some), alone, atol=1e-4)
+
+    def cut(layer, _module, inputs):
+        changed = means[layer].expand_as(inputs[0]).clone()
+        left = [unit for own, unit in some if own == layer]
+        changed[..., left] = inputs[0][..., left]
+        return (torch.cat([inputs[0][:, :1], changed[:, 1:]], dim=1),)
+
+    hooks = [lens.layout.blocks[i].down.register_forward_pre_hook(partial(cut, i)) for i in exact]
+    try:
+        rows = [lens.model.hf(task.clean.ids[i, : task.clean.lengths[i]][None]).logits[0, -1] for i in range(4)]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    plain = [float(row[task.answers[i]] - row[task.foils[i].reshape(-1)].mean()) for i, row in enumerate(rows)]
+    assert np.allclose(alone, plain, atol=1e-4)
+    base = differences(lens, task)
+    assert not np.allclose(alone, base, atol=1e-2)
+    everything = [(layer, unit) for layer in exact for unit in range(len(means[layer]))]
+    assert np.allclose(kept(lens, task, features, everything), base, atol=1e-4)
+
+
+def test_errors_kept_are_what_a_transcoder_misses(lens, task, prompts):
+    """With its errors kept and every feature kept nothing has changed; without errors the transcoder's own output counts."""
+    units = Units({1: random_transcoder(lens, 1)}, feature_means(prompts, {1: random_transcoder(lens, 1)}))
+    everything = [(1, unit) for unit in range(units.count())]
+    base = differences(lens, task)
+    assert np.allclose(kept(lens, task, units, everything, keep_error=True), base, atol=1e-4)
+    assert not np.allclose(kept(lens, task, units, everything), base, atol=1e-2)
+
+
+def test_curves_of_kept_units(lens, prompts, exact):
+    found = curves(lens, prompts, prompts.task, exact, 3, 0, quiet)
+    assert found.features == 2 * lens.layout.d_mlp
+    assert list(found.found[FEATURES]) == [0, 8, 32, 128, found.features]
+    assert np.allclose(found.found[FEATURES][0], found.found[KEPT_NEURONS][0], atol=1e-4)  # none kept, no errors
+    assert np.allclose(found.found[FEATURES][found.features], differences(lens, prompts.task), atol=1e-4)
+    assert found.draws["random features"][32].shape == (3, 4)
+    ahead = Kept(
+        {
+            FEATURES: {0: np.ones(2), 8: np.ones(2), 32: np.zeros(2)},
+            KEPT_NEURONS: {n: np.full(2, 0.5) for n in (0, 8, 32)},
+        },
+        {},
+        9,
+    )
+    assert features_ahead(ahead) == 8
+    assert features_ahead(dataclasses.replace(ahead, found={**ahead.found, FEATURES: {8: np.zeros(2)}})) == 0
+
+
+def test_random_units_of_the_same_layers():
+    writes = {0: torch.tensor([1.0, 0.0, 5.0, 2.0, 0.0]), 3: torch.tensor([4.0, 0.0, 1.0])}
+    sets = drawn_like([(0, 2), (0, 3), (3, 0)], writes, 30, seed=0)
+    assert {len(set(one)) for one in sets} == {3} and {unit for one in sets for unit in one} == {
+        (0, 0),
+        (0, 2),
+        (0, 3),
+        (3, 0),
+        (3, 2),
+    }
+    assert all([layer for layer, _ in one] == [0, 0, 3] for one in sets)
+
+
+def test_a_summary_of_inputs_by_hand():
+    """Three tokens, the target active at the first two."""
+    codes = torch.tensor([[1.0, 0.0, 2.0], [3.0, 0.0, 0.0], [9.0, 9.0, 9.0]])
+    one = summary(
+        codes, torch.tensor([2.0, 5.0, -1.0]), torch.tensor([1.0, 0.5, 7.0]), torch.tensor([True, True, False])
+    )
+    assert one.tokens == 2
+    assert one.used.tolist() == [2.5, 0.0, -1.0]
+    assert one.positive.tolist() == [2.5, 0.0, 0.0]
+    assert one.active.tolist() == [1.0, 0.0, 0.5]
+    assert np.isnan(rank_correlation(torch.tensor([2.0, 5.0, -1.0]), one))  # two active features rank nothing
+    wide = summary(torch.ones(1, 4), torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.ones(1), torch.tensor([True]))
+    assert rank_correlation(torch.tensor([1.0, 2.0, 3.0, 4.0]), wide) == pytest.approx(1.0)
+    assert rank_correlation(torch.tensor([4.0, 3.0, 2.0, 1.0]), wide) == pytest.approx(-1.0)
+
+
+def test_mean_use_is_the_mean_of_single_steps(lens, exact):
+    """Over plain text, against the terms of one frozen run at a time."""
+    texts = passages(count=3, seed=4, characters=120)
+    target = int(exact[2].encode(lens.run(texts[0], read=["L2.mlp_in"], logits="none")["L2.mlp_in"][0]).sum(0).argmax())
+    found = feeding(lens, texts, exact, [target], Listed(targets=2, inputs=4), draws=2, seed=0)
+    total, tokens = dict[int, float](), 0
+    for text in texts:
+        told = explain(lens, text, exact.values())
+        active = told.active
+        for pos in active.pos[(active.layer == 2) & (active.feature == target)].tolist():
+            table = one_step(told, feature_target(exact[2], target, pos))
+            table, tokens = table[(table.kind == "feature") & (table.layer == 0)], tokens + 1
+            for feature, contribution in zip(table.feature, table.contribution, strict=True):
+                total[feature] = total.get(feature, 0.0) + contribution
+    best = sorted(total, key=lambda feature: -total[feature])[:4]
+    assert found.table["feature"].tolist() == [f"L0F{feature}" for feature in best]
+    assert found.table["tokens"].tolist() == [tokens] * 4
+    assert found.table["mean use"].tolist() == pytest.approx([total[feature] / tokens for feature in best], rel=1e-3)
+    (agreement,) = found.agreement
+    assert agreement["weights and use"] > max(agreement["permuted"]) > -1
+    assert feeding(lens, texts[:1], {0: exact[0], 2: exact[2]}, [], Listed(2, 4), 2, 0).table.empty
+
+
 @pytest.fixture(scope="module")
 def evidence() -> Evidence:
     model = Lens(tiny("llama"))
@@ -295,7 +409,8 @@ def test_a_report_with_its_tables_figures_and_progress():
     stages: list[str] = []
     report = STUDY.run(Lens(tiny("gpt2")), SMALL, lambda label, _done, _total: stages.append(label))
     keys = {"importance", "fits", "losses", "ablation", "connections", "features", "paths", "graph", "paper"}
-    assert {table.key for table in report.tables} == keys
+    assert {table.key for table in report.tables} == keys | {"kept", "feeding"}
+    assert {figure.table for figure in report.figures} == keys | {"kept", "feeding"}
     tables = {table.key: table.frame for table in report.tables}
     assert len(tables["features"]) == 4 and tables["importance"].chosen.sum() == 2
     assert {"transcoders", "linear maps", "zeroed", "untrained transcoders"} == set(tables["fits"].stand_in)

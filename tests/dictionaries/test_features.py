@@ -112,9 +112,11 @@ def test_logit_effects_are_the_slope_of_the_direct_path(family):
     assert torch.allclose(slope - slope.mean(), effects, atol=2e-2 * float(effects.abs().max()))
 
 
-def test_logit_effects_of_neurons_go_through_the_output_projection(lens):
+@pytest.mark.parametrize("family", ["llama", "granite"])
+def test_logit_effects_of_neurons_go_through_the_output_projection(family):
+    lens = Lens(tiny(family))
     neurons = torch.eye(lens.layout.d_mlp)[:3]
-    w_out = lens.layout.blocks[1].down.weight.T[:3]
+    w_out = lens.layout.blocks[1].down.weight.T[:3] * getattr(lens.model.config, "residual_multiplier", 1.0)
     through = logit_effects(lens, site("L1.mlp_post"), neurons)
     assert torch.allclose(through, logit_effects(lens, site("L1.mlp_out"), w_out), atol=1e-4)
     with pytest.raises(MechlabError, match=r"L1.k reach the logits by no linear map"):

@@ -242,3 +242,11 @@ def test_bad_input_is_refused() -> None:
         MpDictionary(ORIGIN, dictionary()).encode(activations(d=5))
     empty = matching_pursuit(activations()[:0], dictionary(), rules(steps=3))
     assert empty.codes().dense().shape == (0, 70)
+
+
+@pytest.mark.parametrize("p", [1, 6, 7, 8, 20])
+def test_the_gram_matrix_by_blocks(p: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both halves, also where the last block is not full."""
+    monkeypatch.setattr(pursuits, "_GRAM_BLOCK", 7)
+    atoms = torch.randn(p, 5, generator=torch.Generator().manual_seed(p))
+    torch.testing.assert_close(gram_matrix(atoms), torch.einsum("id,jd->ij", atoms, atoms))
