@@ -128,16 +128,15 @@ def _edited(plain: Any, ids: Sequence[int], at: Site, change: Callable[[Tensor],
 
 
 def _results(plain: Any, proj: Any, z: Tensor) -> Tensor:
-    """``[1, pos, head, d_model]``: each head through its own slice of the projection."""
+    """``[1, pos, head, d_model]``: each head through its own slice of the projection, as often as the block adds it."""
     weight = proj.weight.T if isinstance(proj, torch.nn.Linear) else proj.weight
     size = z.shape[-1] // plain.n_heads
-    return torch.stack(
-        [z[..., h * size : (h + 1) * size] @ weight[h * size : (h + 1) * size] for h in range(plain.n_heads)], dim=2
-    )
+    heads = [slice(h * size, (h + 1) * size) for h in range(plain.n_heads)]
+    return torch.stack([z[..., rows] @ weight[rows] * plain.multiplier for rows in heads], dim=2)
 
 
 def _projected(plain: Any, proj: Any, z: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    out = change(_results(plain, proj, z)).sum(dim=2)
+    out = change(_results(plain, proj, z)).sum(dim=2) / plain.multiplier
     return out if getattr(proj, "bias", None) is None else out + proj.bias
 
 

@@ -9,7 +9,6 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from circuits.graph import Graph
-from mechlab.lens.layout import output_weight
 from mechlab.lens.lens import Lens
 from mechlab.lens.readers import LayerReaders
 from mechlab.lens.tokens import Tokens
@@ -99,8 +98,8 @@ class Prepared:
         graph, blocks = self.graph, self.lens.layout.blocks
         stream, found = self.ablated.embed, list[tuple[Tensor, Tensor]]()
         for block, z, mlp in zip(blocks, self.ablated.z, self.ablated.mlp, strict=True):
-            bias = getattr(block.attn_proj, "bias", None)
-            after = stream + z.flatten(-2) @ output_weight(block.attn_proj) + (0 if bias is None else bias)
+            bias = block.attn_bias
+            after = stream + z.flatten(-2) @ block.written_by_heads + (0 if bias is None else bias)
             found.append((stream, stream if graph.parallel else after))
             stream = after + mlp
         return [*found, (stream, stream)]
@@ -128,7 +127,7 @@ class Prepared:
 
 def out_weight(lens: Lens, layer: int) -> Tensor:
     """``[head, d_head, d_model]``: what a head's z is written with."""
-    return output_weight(lens.layout.blocks[layer].attn_proj).unflatten(0, (lens.layout.n_heads, lens.layout.d_head))
+    return lens.layout.blocks[layer].written_by_heads.unflatten(0, (lens.layout.n_heads, lens.layout.d_head))
 
 
 def _start(tokens: Tokens, ablated: Parts, known: Parts | None) -> int:

@@ -132,7 +132,7 @@ class _Pass:
         return block.ln2(self._mix([self.graph.into(layer).stop], self.streams[layer][1]))[:, 0].flatten(0, 1)
 
     def _write_mlp(self, layer: int, output: Tensor) -> Tensor:
-        own = output.unflatten(0, (self.groups, -1))
+        own = (output * self.layout.blocks[layer].scale).unflatten(0, (self.groups, -1))
         self._write(self.graph.heads(layer).stop, (own - self.ablated.mlp[layer])[:, None])
         return output.new_zeros(()).expand_as(output)
 

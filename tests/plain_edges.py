@@ -1,6 +1,6 @@
 """Edges patched by plain hooks in one forward pass: every receiver's stream is summed anew from what its own senders write.
 
-It knows nothing of mechlab's sites, rows or runs, but only of transformers' module names in four families.
+It knows nothing of mechlab's sites, rows or runs, but only of transformers' module names in a few families.
 """
 
 from contextlib import ExitStack
@@ -14,6 +14,8 @@ NOTHING = nn.Identity()
 # What is applied before and after attention, then before and after the MLP; what is hooked to give a query, key or value.
 NORMS = {
     "llama": ("input_layernorm", None, "post_attention_layernorm", None),
+    "granite": ("input_layernorm", None, "post_attention_layernorm", None),
+    "granitemoe": ("input_layernorm", None, "post_attention_layernorm", None),
     "gemma2": (
         "input_layernorm",
         "post_attention_layernorm",
@@ -36,6 +38,9 @@ class PlainEdges:
     def __init__(self, family: str, hf: nn.Module, ids: Tensor, edges=(), source=None) -> None:
         self.family, self.hf, self.edges, self.source = family, hf, set(edges), source
         self.d_head = hf.model.layers[0].self_attn.head_dim
+        self.times = getattr(
+            hf.config, "residual_multiplier", 1.0
+        )  # Granite adds so many times what attention and MLP give
         self.written: dict[tuple[str, int], Tensor] = {}  # ("input", 0), ("z", layer), ("mlp", layer)
         with ExitStack() as stack, torch.no_grad():
             for layer in range(len(hf.model.layers)):
@@ -63,9 +68,9 @@ class PlainEdges:
             for head, rows in enumerate(self.heads(z)):
                 z[..., rows] = pick(f"a{layer}.h{head}", ("z", layer))[..., rows]
             attention = self.hf.model.layers[layer].self_attn.o_proj.forward(z)
-            total += self.norms(layer)[1].forward(attention)
+            total += self.times * self.norms(layer)[1].forward(attention)
         for layer in range(mlps):
-            total += pick(f"m{layer}", ("mlp", layer))
+            total += self.times * pick(f"m{layer}", ("mlp", layer))
         return total
 
     def _hooks(self, layer: int):
@@ -79,8 +84,9 @@ class PlainEdges:
             last = f"{letter}_norm" if self.family == "olmo2" and letter != "v" else f"{letter}_proj"
             hook = lambda _m, _args, output, letter=letter: self._at_heads(layer, letter, output)  # noqa: E731
             yield getattr(block.self_attn, last).register_forward_hook(hook)
-        yield block.mlp.register_forward_hook(lambda _m, _args, output: self._at_mlp(layer, output))
-        wrote = block.mlp if self.norms(layer)[3] is NOTHING else self.norms(layer)[3]
+        mlp = block.block_sparse_moe if self.family == "granitemoe" else block.mlp
+        yield mlp.register_forward_hook(lambda _m, _args, output: self._at_mlp(layer, mlp, output))
+        wrote = mlp if self.norms(layer)[3] is NOTHING else self.norms(layer)[3]
         yield wrote.register_forward_hook(lambda _m, _args, output: self.written.__setitem__(("mlp", layer), output))
 
     def _at_heads(self, layer: int, letter: str, output: Tensor) -> Tensor:
@@ -95,10 +101,9 @@ class PlainEdges:
             new[..., rows] = made[..., rows]
         return new
 
-    def _at_mlp(self, layer: int, output: Tensor) -> Tensor:
+    def _at_mlp(self, layer: int, mlp: nn.Module, output: Tensor) -> Tensor:
         stream = self.stream(f"m{layer}", layer + 1, layer)
-        block = self.hf.model.layers[layer]
-        return output if stream is None else block.mlp.forward(self.norms(layer)[2].forward(stream))
+        return output if stream is None else mlp.forward(self.norms(layer)[2].forward(stream))
 
     def _at_logits(self, norm: nn.Module, _args, output: Tensor) -> Tensor:
         layers = len(self.hf.model.layers)

@@ -203,12 +203,12 @@ def _replay(run: FrozenRun, leaves: Leaves) -> dict[Place, Tensor]:
         return hidden
 
     def written(layer: int, _own: Tensor) -> Tensor:
-        skip = run.skips.get(layer)
+        skip, scale = run.skips.get(layer), layout.blocks[layer].scale
         if skip is None:
-            return leaves.mlp[layer]
+            return leaves.mlp[layer] / scale
         passed = live["mlp_in", layer] @ skip.to(leaves.embed).T
         passed = torch.cat([torch.zeros_like(passed[:, : run.start]), passed[:, run.start :]], dim=1)
-        return leaves.mlp[layer] + passed
+        return (leaves.mlp[layer] + passed) / scale
 
     for layer, block in enumerate(layout.blocks):
         for kind, module in (("resid_pre", block.block), ("attn_in", block.attn), ("mlp_in", block.mlp)):

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from circuits.features.explained import Explained
 from circuits.features.frozen import FINAL, Place, position
 from circuits.features.target import Target
-from mechlab.lens.layout import output_weight
 
 PARTS = ("feature", "head", "embedding", "skip", "mlp", "error", "bias")
 
@@ -127,7 +126,7 @@ def _attention_bias(explained: Explained, layer: int, reading: Reading) -> float
     block, constant, vector = explained.run.lens.layout.blocks[layer], 0.0, reading.vector
     if block.attn_out is not block.attn:
         vector, constant = _before(explained, block.attn_out, vector, constant, reading.pos)
-    bias = getattr(block.attn_proj, "bias", None)
+    bias = block.attn_bias
     return constant if bias is None else constant + float(bias.detach() @ vector)
 
 
@@ -146,7 +145,7 @@ def _by_head(explained: Explained, layer: int, vector: Tensor, pos: int) -> Tens
     block = layout.blocks[layer]
     if block.attn_out is not block.attn:
         vector = run.norms[block.attn_out].pull(vector, pos)
-    return output_weight(block.attn_proj).unflatten(0, (layout.n_heads, layout.d_head)) @ vector
+    return block.written_by_heads.unflatten(0, (layout.n_heads, layout.d_head)) @ vector
 
 
 def _mlp(explained: Explained, layer: int, reading: Reading) -> tuple[list[Part], Tensor]:

@@ -119,7 +119,7 @@ def ov(lens: Lens, layer: int, head: int) -> Tensor:
         :, 0, 0
     ]  # [d_head, d_model]
     read = _pulled(lens, block.ln1, read)
-    written = output_weight(block.attn_proj).detach().unflatten(0, (layout.n_heads, d_head))[head]
+    written = block.written_by_heads.detach().unflatten(0, (layout.n_heads, d_head))[head]
     if block.attn_out is not block.attn:
         form = _form(lens, block.attn_out)
         written = form.apply(written, torch.ones(()).to(written)) - form.bias.to(written)

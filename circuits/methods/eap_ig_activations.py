@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 from pydantic import Field
 
-from circuits.attribution import Override
 from circuits.methods.gradient import integrated
 from circuits.methods.method import Found, Method, MethodSettings
 from circuits.prepared import Parts
+from circuits.slopes import Override
 from circuits.wiring import Wiring
 from mechlab.patching.task import Task
 from mechlab.results.study import Progress

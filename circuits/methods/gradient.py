@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from circuits.ablation import ablated
-from circuits.attribution import Override, Slopes, attribute, slopes
+from circuits.attribution import attribute
 from circuits.methods.method import Found, MethodSettings, batches, scalar
 from circuits.prepared import Parts
+from circuits.slopes import Override, Slopes, slopes
 from circuits.wiring import Wiring
 from mechlab.errors import PromptError
 from mechlab.lens.tokens import Tokens
@@ -44,15 +45,17 @@ def integrated(
     scores = torch.zeros(graph.shape, device=wiring.lens.model.device)
     for rows in batches(task, settings.batch_size):
         pairs = task.select(rows)
-        away = ablated(wiring, pairs, settings.ablation, task)
         reference = wiring.lens.run(pairs.clean, logits="last").last_logits if settings.metric == "kl" else None
-        start = pairs.first_difference() if settings.ablation == "corrupted" else None
+        start = pairs.first_difference() if settings.ablation == "corrupted" else (0,) * len(pairs)
         gradient = partial(_gradient, wiring, settings, pairs, reference)
         if runs is None:
-            found = gradient(None)
+            few = settings.ablation == "corrupted" and 2 * pairs.clean.ids.numel() <= TOKENS_AT_ONCE
+            # In large batches sharing a pass gains little, and would keep more.
+            found = gradient(None, pairs.corrupted.ids, min(start)) if few else gradient(None)
+            away = found.beside or ablated(wiring, pairs, settings.ablation, task)
             scores += attribute(wiring, found.written.minus(away), found, pairs.clean, start)
         else:
-            clean = wiring.record(pairs.clean)
+            clean, away = _both(wiring, settings, pairs, task)
             difference = clean.minus(away)
             for some in _kept(map(gradient, _grouped(runs(clean, away), pairs.clean)), clean, pairs.clean):
                 n = sum(len(one.metric) for one in some)
@@ -72,8 +75,23 @@ def check_metric(settings: MethodSettings, *, clean_only: bool) -> None:
         )
 
 
+def _both(wiring: Wiring, settings: MethodSettings, pairs: Task, task: Task) -> tuple[Parts, Parts]:
+    """What every sender writes in the clean run, and ablated; in one pass if these are two runs on pairs."""
+    if settings.ablation != "corrupted":
+        return wiring.record(pairs.clean), ablated(wiring, pairs, settings.ablation, task)
+    a, b = pairs.clean, pairs.corrupted
+    both = wiring.record(Tokens(torch.cat([a.ids, b.ids]), a.lengths + b.lengths, a.pieces + b.pieces))
+    return both.map(lambda part: part[: len(a)]), both.map(lambda part: part[len(a) :])
+
+
 def _gradient(
-    wiring: Wiring, settings: MethodSettings, pairs: Task, reference: Tensor | None, override: Override | None
+    wiring: Wiring,
+    settings: MethodSettings,
+    pairs: Task,
+    reference: Tensor | None,
+    override: Override | None,
+    beside: Tensor | None = None,
+    start: int = 0,
 ) -> Slopes:
     """Slopes of the metric in the runs of ``override``; unembedded are the tokens that the metric reads and no others."""
     runs, token_ids = 1 if override is None else len(override.values), None
@@ -81,7 +99,8 @@ def _gradient(
         token_ids, answers, foils = pairs.targets()
         pairs = replace(pairs, answers=answers, foils=foils)
         token_ids = token_ids.to(wiring.lens.model.device)
-    return slopes(wiring, pairs.clean, scalar(settings, pairs, reference, runs), override, token_ids)
+    metric = scalar(settings, pairs, reference, runs)
+    return slopes(wiring, pairs.clean, metric, override, token_ids=token_ids, beside=beside, start=start)
 
 
 def _kept(found: Iterator[Slopes], clean: Parts, tokens: Tokens) -> Iterator[list[Slopes]]:

@@ -1,8 +1,8 @@
 """Direct logit attribution: what each part adds to the logit difference through the unembedding alone.
 
 The final residual stream is a sum of parts, and the final norm is linear in it once its scale is held at the value of the run. So the
-logit difference (before any soft cap) splits exactly into one term per part: the norm's weights times the part, divided by the scale, along
-the difference of the answer's and foil's unembedding vectors. Elhage et al. 2021; nostalgebraist 2020.
+logit difference (before any soft cap or division of the logits) splits exactly into one term per part: the norm's weights times the part,
+divided by the scale, along the difference of the answer's and foil's unembedding vectors. Elhage et al. 2021; nostalgebraist 2020.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class DirectLogit:
         heads: ``[batch, layer, head]`` through the output projection.
         mlps: ``[batch, layer]``.
         rest: ``[batch]``: embeddings and biases (of attention outputs, the final norm and the unembedding).
-        total: ``[batch]`` logit difference before any soft cap: the sum of all terms.
+        total: ``[batch]`` logit difference before any soft cap or division of the logits (Granite): the sum of all terms.
     """
 
     heads: Tensor

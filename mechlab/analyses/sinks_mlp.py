@@ -48,7 +48,7 @@ def mlp_alone(lens: Lens, layer: int, inputs: Tensor) -> Tensor:
     with torch.no_grad():
         out = first_tensor(block.mlp(inputs[None].to(lens.model.device, lens.model.dtype)))
         assert out is not None, f"the MLP of layer {layer} returned no tensor"
-        return (out if block.mlp_out is block.mlp else block.mlp_out(out))[0].float().cpu()
+        return (out * block.scale if block.mlp_out is block.mlp else block.mlp_out(out))[0].float().cpu()
 
 
 def mapped_components(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mechlab.analyses.sinks import Floats
 from mechlab.analyses.sinks_levels import Episode
-from mechlab.lens.layout import Block, output_weight
+from mechlab.lens.layout import Block
 from mechlab.lens.lens import Lens
 from mechlab.lens.site import Site
 from mechlab.lens.tokens import Tokens
@@ -86,9 +86,8 @@ def unit_writes(lens: Lens, tokens: Tokens, pos: int | str, directions: Mapping[
     found: dict[int, Floats] = {}
     for layer, direction in directions.items():
         block = lens.layout.blocks[layer]
-        assert block.down is not None, f"layer {layer} has no neurons, yet its mlp_post was read"
         activation = run[Site("mlp_post", layer, pos=pos)].float()
-        weight = output_weight(block.down).float()
+        weight = block.written_by_neurons.float()
         along = _before_norm(block, activation, weight, direction.to(weight))
         found[layer] = (activation * (along @ weight.T)).double().cpu().numpy()
     return found

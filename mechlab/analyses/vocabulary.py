@@ -105,9 +105,7 @@ def themes(lens: Lens, n_themes: int, *, seed: int = 0) -> Themes:
 
 def value_vectors(lens: Lens, layer: int) -> Tensor:
     """``[d_mlp, d_model]``: what each neuron of a layer writes per unit of activation."""
-    down = lens.layout.blocks[layer].down
-    assert down is not None, "units_of has asked for this site before"
-    return output_weight(down).detach().float().cpu()
+    return lens.layout.blocks[layer].written_by_neurons.detach().float().cpu()
 
 
 def meanings(directions: Tensor, by: Themes) -> Meanings:

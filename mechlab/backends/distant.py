@@ -67,8 +67,10 @@ def distant_layout(model: Model) -> Layout:
     there: dict[str, Any] = dict(model.hf.named_modules())
     found = layout(small)
 
-    def same(module: nn.Module | None, layer: int) -> Any:
-        return None if module is None else there[re.sub(r"\.\d+(?=\.|$)", f".{layer}", paths[module], count=1)]
+    def same(part: Any, layer: int) -> Any:
+        if part not in paths:  # no module of this kind, or a number
+            return part
+        return there[re.sub(r"\.\d+(?=\.|$)", f".{layer}", paths[part], count=1)]
 
     last = len(found.blocks) - 1
     blocks = tuple(

@@ -51,9 +51,13 @@ def _at_shared_input(module: Any, step: dict[str, Any], kept: dict[str, Any]) ->
 def _at_output(module: Any, step: dict[str, Any], kept: dict[str, Any]) -> None:
     output = module.output
     whole = output if isinstance(output, torch.Tensor) else output[0]
-    new = _through(_view(whole, step), step["taps"][0], kept)
+    added = (
+        whole if step["scale"] == 1 else whole * step["scale"]
+    )  # what the residual stream gets, as in ``lens.added``
+    new = _through(_view(added, step), step["taps"][0], kept)
     if step["taps"][0]["edits"]:
-        new = _unview(new, whole, step)
+        new = _unview(new, added, step)
+        new = new if step["scale"] == 1 else torch.where(new == added, whole, new / step["scale"])
         module.output = new if isinstance(output, torch.Tensor) else (new, *output[1:])
 
 
@@ -75,16 +79,17 @@ def _unview(new: torch.Tensor, whole: torch.Tensor, step: dict[str, Any]) -> tor
 
 
 def _at_result(module: Any, step: dict[str, Any], kept: dict[str, Any]) -> None:
-    """As ``hooks._result``: heads and bias sum to the output; tokens that no edit changes keep the module's own bits."""
+    """As ``hooks._result``: heads and bias sum to what is added; tokens that no edit changes keep the module's own bits."""
     z = module.input.unflatten(-1, step["heads"])
     weight = (module.weight.T if step["transposed"] else module.weight).unflatten(0, step["heads"])
     result = torch.einsum("bphd,hdm->bphm", z, weight)
+    result = result if step["scale"] == 1 else result * step["scale"]
     output = module.output
     new = _through(result, step["taps"][0], kept)
     if step["taps"][0]["edits"]:
         changed = (new != result).flatten(2).any(dim=2, keepdim=True)
         bias = getattr(module, "bias", None)
-        total = new.sum(dim=2)
+        total = new.sum(dim=2) / step["scale"]
         module.output = torch.where(changed, total if bias is None else total + bias, output)
 
 

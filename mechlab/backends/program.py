@@ -103,7 +103,7 @@ def compiled(
 def _step(layout: Layout, paths: Mapping[nn.Module, str], at: Site, window: Window) -> Step:
     """Where a site lives: a module, and what to take from it."""
     heads = (layout.n_heads, layout.d_head)
-    step: Step = {"taps": [], "heads": None, "half": None}
+    step: Step = {"taps": [], "heads": None, "half": None, "scale": 1.0}
     outside = {"embed": layout.embed, "final_norm": layout.final_norm}
     if at.kind == "logits":
         return step | {"port": "logits", "path": ""}
@@ -111,6 +111,8 @@ def _step(layout: Layout, paths: Mapping[nn.Module, str], at: Site, window: Wind
         return step | {"port": "output", "path": paths[outside[at.kind]]}
     assert at.layer is not None
     block = layout.blocks[at.layer]
+    if at.kind in ("result", "attn_out", "mlp_out"):
+        step["scale"] = block.scale
     if at.kind in _ATTENTION:
         return step | {"port": "attention", "path": paths[block.attn], "operation": OPERATION}
     if at.kind in _ROUTER:

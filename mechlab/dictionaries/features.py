@@ -191,9 +191,8 @@ def logit_effects(lens: Lens, at: Site, directions: Tensor) -> Tensor:
     block = None if at.layer is None else lens.layout.blocks[at.layer]
     stream = directions.detach().float().to(lens.model.device)
     if at.kind in ("mlp_post", "z") and at.index is None and block is not None:
-        module = block.down if at.kind == "mlp_post" else block.attn_proj
-        assert module is not None, "the layout was asked for this site before"
-        stream = stream @ output_weight(module).float()
+        weight = block.written_by_neurons if at.kind == "mlp_post" else block.written_by_heads
+        stream = stream @ weight.float()
     elif at.kind not in _STREAM or at.index is not None:
         raise MechlabError(
             f"Directions at {at} reach the logits by no linear map: logit effects need a site of the stream."

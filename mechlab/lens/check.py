@@ -136,7 +136,7 @@ def _heads(lens: Lens) -> Check:
     worst = 0.0
     for layer in range(lens.model.n_layers):
         run = lens.run(PROMPTS[0], read=[Site("result", layer), Site("attn_out", layer)], logits="none")
-        bias = getattr(lens.layout.blocks[layer].attn_proj, "bias", None)
+        bias = lens.layout.blocks[layer].attn_bias
         total = run[Site("result", layer)].double().sum(2) + (0 if bias is None else bias.double())
         out = run[Site("attn_out", layer)].double()
         worst = max(worst, float((total - out).norm() / out.norm().clamp_min(1e-30)))

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from mechlab.errors import EditError
+from mechlab.lens.added import at_stream
 from mechlab.lens.apply import Cells, Place, apply
 from mechlab.lens.attention import Packed, attach, attach_packed, attached, detach
 from mechlab.lens.attention import Tap as AttentionTap
 from mechlab.lens.edit import Edit
 from mechlab.lens.experts import expert_outputs
-from mechlab.lens.layout import Block, Layout, first_tensor, output_weight, unembed_into
+from mechlab.lens.layout import Block, Layout, first_tensor, unembed_into
 from mechlab.lens.routing import Routing, Switches, choose
 from mechlab.lens.site import Site
 from mechlab.lens.splice import Spliceable, reads_elsewhere, spliced
@@ -251,17 +252,17 @@ def _register(layout: Layout, model: nn.Module, tap: Tap) -> Any:
         case "resid_post":
             return _on_output(block.block, tap)
         case "attn_out":
-            return _on_output(block.attn_out, tap)
+            return _on_output(block.attn_out, at_stream(tap, block.scale))
         case "mlp_out":
-            return _on_output(block.mlp_out, tap)
+            return _on_output(block.mlp_out, at_stream(tap, block.scale))
         case "z":
             return _on_input(block.attn_proj, lambda x: tap(x.unflatten(-1, heads)).flatten(-2))
         case "result":
-            return block.attn_proj.register_forward_hook(partial(_result, tap, heads))
+            return block.attn_proj.register_forward_hook(partial(_result, tap, heads, block))
         case "mlp_in":
             return _on_input(block.mlp, tap)
         case "expert_out":
-            return _part(block.experts).register_forward_hook(partial(_expert_parts, tap))
+            return _part(block.experts).register_forward_hook(partial(_expert_parts, tap, block.scale))
         case "mlp_post":
             return _on_input(_part(block.down), tap)
         case _:
@@ -328,25 +329,25 @@ def _shared_input(tap: Tap, _module: nn.Module, args: Any, kwargs: dict[str, Any
         tap.kept = shared
 
 
-def _result(tap: Tap, heads: tuple[int, int], module: nn.Module, args: Any, output: Tensor) -> Tensor:
-    """Per-head contributions: they and the bias sum to the output. Tokens that no edit changes keep the module's own bits."""
-    weight = output_weight(module).unflatten(0, heads)  # [head, d_head, d_model]
+def _result(tap: Tap, heads: tuple[int, int], block: Block, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    """Per-head contributions: they and the bias sum to what is added. Tokens that no edit changes keep the module's own bits."""
+    weight = block.written_by_heads.unflatten(0, heads)  # [head, d_head, d_model]
     result = torch.einsum("bphd,hdm->bphm", args[0].unflatten(-1, heads), weight)
     if tap.edits and torch.is_grad_enabled():
-        return output + (tap(result) - result).sum(dim=2)
+        return output + (tap(result) - result).sum(dim=2) / block.scale
     if tap.edits:
         # Summed anew: a difference added to the output leaves rounding where all heads are zero, and a norm behind it blows that up.
         edited = tap(result)
         changed = (edited != result).flatten(2).any(dim=2, keepdim=True)
         bias = getattr(module, "bias", None)
-        total = edited.sum(dim=2)
+        total = edited.sum(dim=2) / block.scale
         return torch.where(changed, total if bias is None else total + bias, output)
     if not torch.is_grad_enabled():
         tap(result)
         return output
     # For gradients: a copy that adds exactly zero, cut off upstream so that earlier sites are not counted twice.
     leaf = tap(result.detach().requires_grad_())
-    return output + (leaf - leaf.detach()).sum(dim=2)
+    return output + (leaf - leaf.detach()).sum(dim=2) / block.scale
 
 
 def _logits(tap: Tap, _module: nn.Module, _args: Any, output: Any) -> Any:
@@ -402,9 +403,11 @@ def _switches(tap: Tap, placed: list[Placed], logits: Tensor) -> Switches | None
     return Switches(*(getattr(found, field.name).to(logits.device) for field in fields(Switches)))
 
 
-def _expert_parts(tap: Tap, experts: nn.Module, args: tuple[Tensor, Tensor, Tensor], _output: Tensor) -> None:
-    """Reads each expert's part of the output; the output itself is left to the fused kernel."""
+def _expert_parts(
+    tap: Tap, scale: float, experts: nn.Module, args: tuple[Tensor, Tensor, Tensor], _output: Tensor
+) -> None:
+    """Reads each expert's part of what is added; the output itself is left to the fused kernel."""
     hidden, indices, weights = args
     n_experts = int(experts.num_experts)  # pyright: ignore[reportArgumentType]
     routing = Routing(hidden.new_empty(len(hidden), n_experts), weights, indices)
-    tap.kept = expert_outputs(experts, hidden, routing).unflatten(0, (tap.place.n_batch, -1))
+    tap.kept = scale * expert_outputs(experts, hidden, routing).unflatten(0, (tap.place.n_batch, -1))

@@ -2,8 +2,8 @@
 
 TransformerLens's architecture adapters name the parts of some hundred families (``attn.o``, ``mlp.in``, ``ln2``...). What they leave open
 is asked of the model itself, by one forward pass over one token that notes in which order parts are called and on what: whether a norm
-comes before its sublayer (Llama), after it (OLMo-2) or both (Gemma-2), and whether attention and MLP run in parallel. No table of families
-is kept.
+comes before its sublayer (Llama), after it (OLMo-2) or both (Gemma-2), and whether attention and MLP run in parallel. A block that
+multiplies what attention and MLP give before it adds it (Granite) says by how much (``residual_multiplier``). No table of families is kept.
 """
 
 from dataclasses import dataclass
@@ -26,17 +26,35 @@ class Block:
     ln1: nn.Module | None  # its output is what attention reads
     attn: nn.Module
     attn_proj: nn.Module  # its input is z
-    attn_out: nn.Module  # its output is what attention adds to the residual stream
+    attn_out: nn.Module  # its output, times scale, is what attention adds to the residual stream
     mid: nn.Module | None  # its input is resid_mid
     ln2: nn.Module | None  # its output is what the MLP reads
     mlp: nn.Module
-    mlp_out: nn.Module  # its output is what the MLP adds to the residual stream
+    mlp_out: nn.Module  # its output, times scale, is what the MLP adds to the residual stream
     gate: nn.Module | None  # gated MLPs: its output is mlp_pre
     up: nn.Module | None  # its output is mlp_pre (ungated) or mlp_pre_linear (gated)
     gate_up: nn.Module | None  # both in one module, gate first
     down: nn.Module | None  # its input is mlp_post
     router: nn.Module | None
     experts: nn.Module | None  # fused: called with hidden states, and indices and weights of the chosen
+    scale: float = 1.0  # the block adds so many times what attention and MLP give (1 where a norm follows them)
+
+    @property
+    def written_by_heads(self) -> Tensor:
+        """``[n_heads * d_head, d_model]``: what each number of z adds to the residual stream (before a norm after attention)."""
+        return _times(self.scale, output_weight(self.attn_proj))
+
+    @property
+    def written_by_neurons(self) -> Tensor:
+        """``[d_mlp, d_model]``: what each neuron of mlp_post adds to the residual stream (before a norm after the MLP)."""
+        assert self.down is not None, "the layout was asked for neurons before"
+        return _times(self.scale, output_weight(self.down))
+
+    @property
+    def attn_bias(self) -> Tensor | None:
+        """``[d_model]``: what the bias of the output projection adds to the residual stream (before a norm after attention)."""
+        bias = getattr(self.attn_proj, "bias", None)
+        return None if bias is None else _times(self.scale, bias)
 
 
 @dataclass(frozen=True)
@@ -101,7 +119,8 @@ def layout(model: Model) -> Layout:
     """Reads the layout of a loaded model.
 
     Raises:
-        ModelError: a family that TransformerLens has no adapter for, or whose blocks lack attention or an MLP.
+        ModelError: a family that TransformerLens has no adapter for, or whose blocks lack attention or an MLP, or multiply what they add
+            by 0 or after a norm.
     """
     parts = _adapter_parts(model)
     modules: dict[str, nn.Module] = dict(model.hf.named_modules())
@@ -137,6 +156,10 @@ def output_weight(module: nn.Module) -> Tensor:
     weight = module.weight
     assert isinstance(weight, Tensor)
     return weight.T if isinstance(module, nn.Linear) else weight
+
+
+def _times(scale: float, weight: Tensor) -> Tensor:
+    return weight if scale == 1 else weight * scale
 
 
 def unembed_into(module: nn.Module, token_ids: Tensor, hidden: Tensor) -> Tensor:
@@ -224,7 +247,8 @@ def _block(modules: dict[str, nn.Module], path: str, parts: dict[str, Any], call
     # Between attention and MLP stand: nothing, or a pre-norm (Llama: ln2), or a post-norm (OLMo-2: its ln1), or both (Gemma-2).
     attn_out = next((norms[name] for name in between if name in ("ln1", "ln1_post")), attn)
     mid = next((norms[name] for name in between if name == "ln2"), mlp)
-    sequential = _adds_up(calls[path].inputs, calls[attn_out].output, calls[mid].inputs)
+    scale = _scale(path, modules[path], plain=attn_out == attn and not after)
+    sequential = _adds_up(calls[path].inputs, calls[attn_out].output, calls[mid].inputs, scale)
 
     def read_by(sublayer: str) -> nn.Module | None:
         return next((modules[w] for w in norms.values() if _same(calls[w].output, calls[sublayer].inputs)), None)
@@ -249,14 +273,29 @@ def _block(modules: dict[str, nn.Module], path: str, parts: dict[str, Any], call
         down=down,
         router=router,
         experts=modules.get(f"{mlp}.experts") if router is not None else None,
+        scale=scale,
     )
 
 
-def _adds_up(resid_pre: Tensor | None, attn_out: Tensor | None, mid: Tensor | None) -> bool:
-    """True if the MLP reads resid_pre + attn_out (sequential), False if it reads resid_pre (parallel block)."""
+def _scale(path: str, block: nn.Module, *, plain: bool) -> float:
+    """What a block multiplies the outputs of attention and MLP by before it adds them: transformers' name for it, in all its families.
+
+    ``plain``: no norm stands after attention or MLP. Whether the parts then add up is seen by ``readers.check_writes``.
+    """
+    scale = float(getattr(block, "residual_multiplier", 1.0))
+    if scale == 0 or (scale != 1 and not plain):
+        raise ModelError(
+            f"{path} multiplies what attention and MLP give by {scale:g}, {'which leaves nothing' if plain else 'after a norm'}: "
+            "mechlab reads blocks that multiply by another number than 0, and that have no norm there."
+        )
+    return scale
+
+
+def _adds_up(resid_pre: Tensor | None, attn_out: Tensor | None, mid: Tensor | None, scale: float) -> bool:
+    """True if the MLP reads resid_pre + scale * attn_out (sequential), False if it reads resid_pre (parallel block)."""
     if resid_pre is None or attn_out is None or mid is None:
         return False
-    return torch.allclose(resid_pre + attn_out, mid, rtol=1e-3, atol=1e-5)
+    return torch.allclose(resid_pre + scale * attn_out, mid, rtol=1e-3, atol=1e-5)
 
 
 def _same(output: Tensor | None, inputs: Tensor | None) -> bool:

@@ -309,7 +309,8 @@ class Lens:
         window = Window(batch, rows, batch.width, sources, len(tokens))
         taps = make_taps(window, map(Placed, edits), sites, dictionaries)
         unembeds_all = logits == "all" or any(tap.kind == "logits" for tap in taps)
-        kept, output = self._pass(batch, taps, None if unembeds_all else torch.tensor(batch.lengths) - 1)
+        ends = torch.tensor(batch.lengths if logits == "last" else (), dtype=torch.long) - 1  # "none" unembeds nothing
+        kept, output = self._pass(batch, taps, None if unembeds_all else ends)
         touched.update(count_touched(taps))
         activations = {s: view(s, kept[s.kind, s.layer], batch) for s in sites}
         if logits == "none":

@@ -75,7 +75,7 @@ def readers(lens: "Lens") -> list[LayerReaders]:
 
 
 def check_writes(lens: "Lens") -> None:
-    """Raises SiteError where attention and MLP are scaled before they are added (Granite): their outputs are not what the stream gets."""
+    """Raises SiteError where a block does something else than add what attention and MLP write: edges would not carry what is read."""
     kinds = ("resid_pre", "attn_out", "mlp_out", "resid_post")
     layers = range(lens.model.n_layers)
     tokens = lens.tokens([[lens.model.vocab_size - 1]])
@@ -86,7 +86,7 @@ def check_writes(lens: "Lens") -> None:
         if float((before + attention + mlp - after).abs().max()) > rounding:
             raise SiteError(
                 f"Layer {layer} of {lens.model.name} adds something else to the residual stream than what its attention and MLP give "
-                "(scaled, say), so edges do not carry what is read: patch nodes or paths instead of edges."
+                "it, so edges do not carry what is read: patch nodes or paths instead of edges."
             )
 
 

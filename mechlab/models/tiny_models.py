@@ -40,6 +40,9 @@ _YARN: dict[str, Any] = {
     "original_max_position_embeddings": CONTEXT // 8,
 }
 
+# What attention and MLP give is multiplied before it is added: it is not what the residual stream gets.
+_GRANITE: dict[str, Any] = {"attention_multiplier": 0.3, "residual_multiplier": 0.4}
+
 _DEEPSEEK: dict[str, Any] = {
     "num_key_value_heads": N_HEADS,
     "q_lora_rank": 20,
@@ -63,6 +66,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "mistral": {**_GROUPED, "head_dim": D_HEAD, "sliding_window": WINDOW},
     "phi3": _GROUPED,
     "olmo2": _GROUPED,
+    "granite": {**_GROUPED, **_GRANITE, "attention_bias": True, "mlp_bias": True},
     "mixtral": {**_GROUPED, "head_dim": D_HEAD, "num_local_experts": 4, "num_experts_per_tok": 2},
     "olmoe": {**_GROUPED, "num_experts": 4, "num_experts_per_tok": 2},
     "qwen2_moe": {
@@ -90,7 +94,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 56,
         "norm_topk_prob": True,
     },
-    "granitemoe": {**_GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2, "attention_multiplier": 0.3},
+    "granitemoe": {**_GROUPED, **_GRANITE, "num_local_experts": 4, "num_experts_per_tok": 2},
     "deepseek_v2": {
         **_DEEPSEEK,
         "num_experts": 8,

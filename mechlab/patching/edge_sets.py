@@ -53,7 +53,7 @@ def edge_set_effects(
 
     Raises:
         UnknownName: a name that is no edge of this model. EditError: no set.
-        SiteError: a family that scales what attention and MLP give before it is added.
+        SiteError: a model whose blocks do not add what attention and MLP write, as it is.
     """
     measure = find_metric(metric)
     check_writes(lens)

@@ -25,7 +25,6 @@ from torch import Tensor
 from mechlab.errors import UnknownName
 from mechlab.lens.apply import Source
 from mechlab.lens.edit import patch
-from mechlab.lens.layout import output_weight
 from mechlab.lens.readers import check_writes
 from mechlab.lens.site import Site
 from mechlab.patching.effects import check_edits
@@ -90,7 +89,7 @@ def edge_effects(
 
     Raises:
         UnknownName: no edge has a name that ``edges`` accepts.
-        SiteError: a family that scales what attention and MLP give before it is added.
+        SiteError: a model whose blocks do not add what attention and MLP write, as it is.
     """
     measure = find_metric(metric)
     check_writes(lens)
@@ -166,7 +165,7 @@ def attention_change(lens: "Lens", layer: int, here: Tensor, there: Tensor, head
     """
     block, chosen = lens.layout.blocks[layer], list(heads)
     if block.attn_out is block.attn:
-        weight = output_weight(block.attn_proj).unflatten(0, here.shape[2:])[chosen]
+        weight = block.written_by_heads.unflatten(0, here.shape[2:])[chosen]
         return torch.einsum("nphd,hdm->npm", (there - here)[:, :, chosen], weight)
     mixed = here.clone()
     mixed[:, :, chosen] = there[:, :, chosen]

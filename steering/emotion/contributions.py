@@ -12,7 +12,6 @@ from torch import Tensor
 
 from mechlab.errors import ModelError
 from mechlab.lens.edit import Edit, scale
-from mechlab.lens.layout import output_weight
 from mechlab.lens.lens import Lens
 from mechlab.lens.site import Site
 from steering.emotion.directions import AFTER_ATTENTION, AFTER_MLP, HEADS, NEURONS, ByEmotion
@@ -34,14 +33,12 @@ def check_sums(lens: Lens) -> None:
 
 def of_neurons(lens: Lens, layer: int, activations: Tensor, direction: Tensor) -> Tensor:
     """``[n, d_mlp]`` contributions from activations ``[n, d_mlp]`` and a direction ``[d_model]``."""
-    down = lens.layout.blocks[layer].down
-    assert down is not None, "check_sums was asked before"
-    return activations * (output_weight(down).float().cpu() @ direction)
+    return activations * (lens.layout.blocks[layer].written_by_neurons.float().cpu() @ direction)
 
 
 def of_heads(lens: Lens, layer: int, z: Tensor, direction: Tensor) -> Tensor:
     """``[n, head]`` contributions from head outputs ``[n, head, d_head]`` and a direction ``[d_model]``."""
-    written = output_weight(lens.layout.blocks[layer].attn_proj).float().cpu() @ direction  # [head * d_head]
+    written = lens.layout.blocks[layer].written_by_heads.float().cpu() @ direction  # [head * d_head]
     return (z * written.unflatten(0, (lens.layout.n_heads, -1))).sum(-1)
 
 

@@ -122,7 +122,7 @@ def test_profile_takes_the_candidate_with_the_largest_norm() -> None:
     assert torch.allclose(of.directions[2], mean / mean.norm(), atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "olmo2"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "olmo2", "granite"])
 def test_writes_add_up(family: str) -> None:
     """Stream after a layer = stream before + attention + MLP; an MLP = its neurons + its bias."""
     lens = Lens(tiny(family, seed=4))
@@ -136,6 +136,7 @@ def test_writes_add_up(family: str) -> None:
     for layer in (1, 2):
         bias = getattr(lens.layout.blocks[layer].down, "bias", None)
         constant = 0.0 if bias is None else float(bias @ directions[1])
+        constant *= getattr(lens.model.config, "residual_multiplier", 1.0)
         assert np.allclose(units[layer].sum(axis=1) + constant, found.mlp[:, layer], atol=1e-4)
 
 
@@ -190,7 +191,7 @@ def test_the_prompt_is_what_is_resampled() -> None:
 
 
 def test_an_mlp_alone_is_the_mlp() -> None:
-    for family in ("gpt2", "gemma2"):
+    for family in ("gpt2", "gemma2", "granite"):
         lens = Lens(tiny(family, seed=3))
         tokens = some_tokens(lens, 2, 8)
         run = lens.run(tokens, read=["L1.mlp_in", "L1.mlp_out"], logits="none")

@@ -75,7 +75,9 @@ def test_every_site_reads_the_same_at_unequal_lengths(pairs, family):
     assert hook_count(pair[0].model.hf) == 0
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "llama", "gemma2", "phi3", "olmo2", "mixtral", "gpt_oss"])
+@pytest.mark.parametrize(
+    "family", ["gpt2", "gpt_neox", "llama", "gemma2", "phi3", "olmo2", "granite", "mixtral", "gpt_oss"]
+)
 def test_every_site_is_edited_the_same(pairs, family):
     """The families that differ in their modules; the conformance matrix has all of them."""
     pair = pairs(family)
@@ -280,6 +282,7 @@ def test_sites_of_a_model_without_weights_are_those_of_the_model(family, saved):
             {f.name: n.get(getattr(b, f.name)) for f in fields(b)} for b, n in zip(blocks, names, strict=True)
         )
         assert there == ours
+        assert blocks[0].scale == blocks[1].scale
     for size in ("n_heads", "n_kv_heads", "d_head", "d_model", "d_mlp", "n_experts", "vocab_size"):
         assert getattr(distant.layout, size) == getattr(here.layout, size), size
 

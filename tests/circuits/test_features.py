@@ -114,7 +114,14 @@ def test_every_token_can_be_told_in_features(llama):
 
 @pytest.mark.parametrize(
     ("family", "through"),
-    [("llama", None), ("llama", (1, 3)), ("gpt_neox", (1, 2)), ("gemma2", (1, 1)), ("gpt2", (2, 0))],
+    [
+        ("llama", None),
+        ("llama", (1, 3)),
+        ("gpt_neox", (1, 2)),
+        ("gemma2", (1, 1)),
+        ("gpt2", (2, 0)),
+        ("granite", (1, 3)),
+    ],
 )
 def test_connections_are_what_contributions_are_made_of(family, through):
     """Weights alone, times activation, norm scales and attention, give the contribution of a feature of layer 0 to one of layer 2.

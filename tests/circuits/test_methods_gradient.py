@@ -8,6 +8,7 @@ from planted_tasks import TASKS
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from toys import toy_task
+from transformers import PhiConfig
 
 from circuits.attribution import attribute
 from circuits.methods import clean_corrupted, eap, eap_ig, eap_ig_activations
@@ -15,8 +16,11 @@ from circuits.methods.method import Method, MethodSettings, scalar
 from circuits.slopes import Override, slopes
 from circuits.wiring import Wiring
 from mechlab.errors import PromptError, SiteError
+from mechlab.lens.edit import patch
 from mechlab.lens.lens import Lens
 from mechlab.models import FAMILIES, PLANTED, tiny
+from mechlab.models.model import Model
+from mechlab.models.twin import fresh
 from mechlab.patching.task import Task
 from mechlab.results.metrics import logit_difference
 
@@ -39,6 +43,44 @@ def test_eap_is_the_derivative_with_respect_to_edge_weights(family: str) -> None
     expected = mask_slope(wiring, task, 1.0) / len(task)
     assert expected.abs().max() > 0.1
     torch.testing.assert_close(found.values, expected, atol=2e-5, rtol=1e-4)
+
+
+def test_eap_where_one_norm_serves_attention_and_mlp() -> None:
+    """Phi: the MLP reads its norm's output together with attention, and its gradient must not take in theirs."""
+    base = tiny("llama")
+    sizes = {"num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 32, "intermediate_size": 64}
+    hf = fresh(PhiConfig(vocab_size=base.vocab_size, initializer_range=0.3, **sizes), torch.float32, 0)
+    hf.config.architectures = ["PhiForCausalLM"]
+    lens = Lens(Model("tiny-phi", "tiny", hf, base.tokenizer))
+    assert lens.layout.blocks[0].ln1 is lens.layout.blocks[0].ln2
+    task, wiring = toy_task(lens), Wiring.of(lens)
+    expected = mask_slope(wiring, task, 1.0) / len(task)
+    assert expected.abs().max() > 0.1
+    found = eap.METHOD.score(wiring, task, MethodSettings()).values
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "qwen2_moe"])
+def test_prompts_beside_and_a_later_start_change_no_gradient(family: str) -> None:
+    """Unequal lengths; linear maps of another kind (GPT-2); maps that see tokens without their rows (experts)."""
+    lens = Lens(tiny(family))
+    task, wiring = toy_task(lens, n=3), Wiring.of(lens)
+    others = task.corrupted.select([2, 0])
+    metric = scalar(MethodSettings(), task)
+    plain = slopes(wiring, task.clean, metric)
+    found = slopes(wiring, task.clean, metric, beside=others.ids, start=2)
+    pairs = [*zip(found.mlp, plain.mlp, strict=True), (found.final, plain.final)]
+    pairs += [(found.maps[module], plain.maps[module]) for module in plain.maps]
+    torch.testing.assert_close(found.metric, plain.metric)
+    for got, expected in pairs:
+        assert got.shape == expected.shape
+        torch.testing.assert_close(got[:, :, 2:], expected[:, :, 2:], atol=1e-5, rtol=1e-4)
+    if family == "llama":
+        assert (found.mlp[0][:, :, :2] - plain.mlp[0][:, :, :2]).abs().max() > 1e-3  # not gone back to
+    assert found.beside is not None and plain.beside is None
+    for got, tokens in ((found.written, task.clean), (found.beside, others)):
+        apart = got.minus(wiring.record(tokens))
+        assert max(float(part[tokens.mask].abs().max()) for part in (apart.embed, *apart.z, *apart.mlp)) < 1e-5
 
 
 @pytest.mark.parametrize("family", NO_EDGES)
@@ -65,6 +107,7 @@ def plain_differences(lens: Lens, wiring: Wiring, one: Task) -> list[Tensor]:
     sent = [apart.embed[0]]
     for layer, (z, mlp) in enumerate(zip(apart.z, apart.mlp, strict=True)):
         out = lens.model.hf.model.layers[layer].self_attn.o_proj.weight
+        out = out * getattr(lens.model.config, "residual_multiplier", 1.0)
         sent += [z[0, :, head] @ out[:, head * size : (head + 1) * size].T for head in range(wiring.graph.n_heads)]
         sent.append(mlp[0])
     return sent
@@ -83,7 +126,8 @@ def plain_slopes(lens: Lens, wiring: Wiring, one: Task) -> tuple[Tensor, ...]:
             project = partial(plain_projection, block.input_layernorm, seen, leaves[at.start + skip :], size)
             handles.append(getattr(block.self_attn, name).register_forward_hook(project))
         into_mlp = _through(block.post_attention_layernorm, leaves[at.stop])
-        handles.append(block.mlp.register_forward_pre_hook(into_mlp))
+        mlp = block.block_sparse_moe if hasattr(block, "block_sparse_moe") else block.mlp
+        handles.append(mlp.register_forward_pre_hook(into_mlp))
     handles.append(hf.model.norm.register_forward_pre_hook(lambda _m, a: (a[0] + leaves[-1],)))
     logits = hf(ids).logits[:, -1]
     for handle in handles:
@@ -105,13 +149,28 @@ def _through(norm: nn.Module, leaf: Tensor):
     return lambda _m, _args: (type(norm).forward(norm, kept["x"] + leaf),)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "granite", "granitemoe"])
 def test_eap_equals_a_plain_reference(family: str) -> None:
     lens = Lens(tiny(family))
     task, wiring = toy_task(lens, n=3), Wiring.of(lens)
     expected = plain_eap(Lens(tiny(family)), wiring, task)  # on a copy: the reference leaves hooks behind
     found = eap.METHOD.score(wiring, task, MethodSettings())
     torch.testing.assert_close(found.values, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["z", "mlp"])
+@pytest.mark.parametrize("family", ["llama", "granite", "granitemoe"])
+def test_an_override_is_what_a_sublayer_writes(family: str, kind: str) -> None:
+    """The other side's own, put in by hand where it is computed, leads to the same metric and is what is noted."""
+    lens = Lens(tiny(family))
+    task, wiring = toy_task(lens, n=3), Wiring.of(lens)
+    values = getattr(wiring.record(task.corrupted), kind)[1]
+    found = slopes(wiring, task.clean, scalar(MethodSettings(), task), Override(kind, 1, values[None]))
+    torch.testing.assert_close(getattr(found.written, kind)[1], values, atol=1e-6, rtol=1e-6)
+    at = f"L1.{'z' if kind == 'z' else 'mlp_out'}"
+    logits = lens.run(task.clean, [patch(at)], sources={"clean": task.corrupted}, logits="last").last_logits
+    expected = logit_difference(logits, task.answers, task.foils)
+    torch.testing.assert_close(found.metric[0], expected, atol=1e-4, rtol=0)
 
 
 def linear_model() -> Lens:

@@ -21,6 +21,7 @@ from mechlab.models import tiny
 from mechlab.patching.task import Task
 
 FAMILIES = ["gpt2", "gpt_neox", "llama", "qwen2", "qwen3", "mistral", "phi3", "mixtral", "qwen2_moe", "gpt_oss"]
+FAMILIES += ["granite", "granitemoe"]
 FIRST = 7
 
 

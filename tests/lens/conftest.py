@@ -138,6 +138,8 @@ class Plain:
     hf: Any
     names: dict[str, str]
     n_heads: int
+    multiplier: float = 1.0
+    """What the block adds is so many times what attention and MLP give (Granite)."""
 
     def module(self, name: str, layer: int | None = None) -> nn.Module:
         path = (
@@ -218,12 +220,15 @@ class Plain:
 
             return [self.module(_ON_INPUT[kind], layer).register_forward_pre_hook(before, with_kwargs=True)]
 
+        times = self.multiplier if kind in ("attn_out", "mlp_out") else 1.0
+
         def after(_m: Any, _a: Any, out: Any) -> Any:
             x, rest = (out, None) if isinstance(out, Tensor) else (out[0], out[1:])
             if self.names.get("pre") == self.names.get("linear") and kind in ("mlp_pre", "mlp_pre_linear"):
                 gate, up = x.chunk(2, -1)
                 return torch.cat([change(gate), up] if kind == "mlp_pre" else [gate, change(up)], -1)
-            return change(x) if rest is None else (change(x), *rest)
+            new = change(x * times) / times
+            return new if rest is None else (new, *rest)
 
         return [self.module(_ON_OUTPUT[kind], layer).register_forward_hook(after)]
 
@@ -238,7 +243,8 @@ def reroute(router: Any, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         else:
             share = row.exp() / row.exp().sum()
             chosen = share.argsort(descending=True)[: router.top_k]
-            renormalise = "Mixtral" in type(router).__name__ or getattr(router, "norm_topk_prob", False)
+            named = any(name in type(router).__name__ for name in ("Mixtral", "GraniteMoe"))
+            renormalise = named or getattr(router, "norm_topk_prob", False)
             weight = share[chosen] / share[chosen].sum() if renormalise else share[chosen]
         weights.append(weight)
         indices.append(chosen)
@@ -253,7 +259,8 @@ def make_lens(family: str) -> Lens:
 @cache
 def make_plain(family: str) -> Plain:
     model = tiny(family)
-    return Plain(copy.deepcopy(model.hf), _NAMES.get(family, _LLAMA), model.n_heads)
+    multiplier = getattr(model.config, "residual_multiplier", 1.0)
+    return Plain(copy.deepcopy(model.hf), _NAMES.get(family, _LLAMA), model.n_heads, multiplier)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,7 +10,7 @@ from mechlab.lens.layout import output_weight
 from mechlab.lens.site import Site
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
-FAMILIES = ("llama", "gpt_neox", "gemma2", "mixtral", "gpt_oss")
+FAMILIES = ("llama", "gpt_neox", "gemma2", "granite", "mixtral", "gpt_oss")
 
 
 def metric(logits):

@@ -124,6 +124,15 @@ def test_transformer_bridge_reads_the_same(lens, long):
         assert_close(run[name], _like(cache[name], run[name]), **CLOSE, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.parametrize("family", ["granite", "granitemoe"])
+def test_transformer_bridge_scales_what_is_added_too(lens_of, family, long):
+    lens = lens_of(family)
+    names = [f"blocks.{layer}.hook_{kind}_out" for layer in range(3) for kind in ("attn", "mlp")]
+    run, (_, cache) = lens.run([long], read=names), lens.bridge().run_with_cache(torch.tensor([long]))
+    for name in names:
+        assert_close(run[name], cache[name], **CLOSE, msg=lambda m, n=name: f"{n}: {m}")
+
+
 def _like(theirs: Tensor, ours: Tensor) -> Tensor:
     """TransformerBridge gives q, k, v by position or by head first, or flat, depending on the family."""
     if theirs.shape == ours.shape:

@@ -195,7 +195,8 @@ def test_the_parts_of_experts_and_of_what_is_shared_sum_to_the_output(lens_of, f
         assert_close(total, run["L1.mlp_out"][row, :n], **CLOSE)
         for expert in range(lens.layout.n_experts or 0):
             weight = run["L1.expert_weights"][row, :n, expert, None]
-            assert_close(parts[:, expert], weight * by_slices(block.experts, family, hidden, expert), **CLOSE)
+            alone = weight * by_slices(block.experts, family, hidden, expert)
+            assert_close(parts[:, expert], alone * getattr(lens.model.config, "residual_multiplier", 1.0), **CLOSE)
         assert not run["L1.expert_out"][row, n:].any()
     at = lens.run([long, short], edits, ["L1E2.expert_out@-1"])["L1E2.expert_out@-1"]
     assert_close(at, torch.stack([run["L1.expert_out"][0, 18, 2], run["L1.expert_out"][1, 7, 2]]), **EXACT)

@@ -73,7 +73,7 @@ def test_patch_and_scale_at_every_kind_of_every_family(lens, plain, kind, prompt
     same_at_every_prompt(lens, plain, scale(unit, -1.5), prompts, [lambda x: -1.5 * x] * 2)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt_neox", "mixtral"])
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "mixtral", "granite", "granitemoe"])
 def test_every_verb_at_every_kind(lens, plain, family, prompts, others):
     for kind in editable(lens):
         where = [site_of(kind, pos=POS), site_of(kind, INDEX), site_of(kind)]

@@ -34,7 +34,12 @@ def after(found, i: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("family", "base"), [*((family, "clean") for family in ("llama", *POST_NORM)), ("olmo2", "corrupted")]
+    ("family", "base"),
+    [
+        *((family, "clean") for family in ("llama", "granite", "granitemoe", *POST_NORM)),
+        ("olmo2", "corrupted"),
+        ("granite", "corrupted"),
+    ],
 )
 def test_sets_are_what_one_plain_pass_with_them_gives(family: str, base: str) -> None:
     lens = Lens(tiny(family))

@@ -218,10 +218,10 @@ def test_specificity_and_recognition_by_hand() -> None:
 
 @pytest.fixture(scope="module")
 def run_on() -> dict[str, Lens]:
-    return {family: Lens(tiny(family, seed=5)) for family in ("llama", "gpt2", "qwen2")}
+    return {family: Lens(tiny(family, seed=5)) for family in ("llama", "gpt2", "qwen2", "granite")}
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2", "granite"])
 def test_a_heads_contribution_is_what_zeroing_it_takes_away(run_on: dict[str, Lens], family: str) -> None:
     lens, layer = run_on[family], 1
     direction = torch.randn(lens.model.d_model, generator=torch.Generator().manual_seed(0))
@@ -234,7 +234,7 @@ def test_a_heads_contribution_is_what_zeroing_it_takes_away(run_on: dict[str, Le
         torch.testing.assert_close(found[:, head], (before - after) @ direction, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "granite"])
 def test_a_neurons_contribution_is_what_zeroing_it_takes_away(run_on: dict[str, Lens], family: str) -> None:
     lens, layer = run_on[family], 2
     direction = torch.randn(lens.model.d_model, generator=torch.Generator().manual_seed(0))

@@ -67,14 +67,15 @@ def test_planted_neurons_have_the_planted_meaning() -> None:
 
 def test_value_vectors_and_gain_are_what_the_model_uses() -> None:
     """Setting one neuron far up moves the logits along its value vector through the norm's gain."""
-    for family in ("llama", "gpt2", "gemma2", "phi3"):
+    for family in ("llama", "gpt2", "gemma2", "phi3", "granite"):
         lens = Lens(tiny(family))
         vectors = value_vectors(lens, 1)
         assert vectors.shape == (88, 64)
         run = lens.run([[5, 6, 7]], read=["L1.mlp_post", "L1.mlp_out"])
         if family != "gemma2":  # a norm after the MLP
             bias = getattr(lens.layout.blocks[1].down, "bias", None)
-            want = run["L1.mlp_post"] @ vectors + (0 if bias is None else bias)
+            times = getattr(lens.model.config, "residual_multiplier", 1.0)
+            want = run["L1.mlp_post"] @ vectors + (0 if bias is None else bias * times)
             assert torch.allclose(run["L1.mlp_out"], want, atol=1e-4)
 
 
