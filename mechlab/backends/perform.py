@@ -51,9 +51,8 @@ def _at_shared_input(module: Any, step: dict[str, Any], kept: dict[str, Any]) ->
 def _at_output(module: Any, step: dict[str, Any], kept: dict[str, Any]) -> None:
     output = module.output
     whole = output if isinstance(output, torch.Tensor) else output[0]
-    added = (
-        whole if step["scale"] == 1 else whole * step["scale"]
-    )  # what the residual stream gets, as in ``lens.added``
+    # what the residual stream gets, as in ``lens.added``
+    added = whole if step["scale"] == 1 else whole * step["scale"]
     new = _through(_view(added, step), step["taps"][0], kept)
     if step["taps"][0]["edits"]:
         new = _unview(new, added, step)

@@ -133,11 +133,10 @@ def _change(lens: "Lens", now: Run, other: Run, senders: Sequence[Sender]) -> Te
     heads: dict[int, list[int]] = {}
     parts: list[Tensor] = []
     for sender in senders:
-        if sender.head is not None:
+        if sender.head is None:
+            parts.append(other[sender.site] - now[sender.site])
+        else:
             heads.setdefault(sender.layer, []).append(sender.head)
-            continue
-        at = Site("resid_pre", 0) if sender.kind == "input" else Site("mlp_out", sender.layer)
-        parts.append(other[at] - now[at])
     for layer, together in heads.items():
         at = Site("z", layer)
         parts.append(attention_change(lens, layer, now[at], other[at], together))

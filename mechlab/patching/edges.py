@@ -53,6 +53,13 @@ class Sender:
     head: int | None
     depth: int
 
+    @property
+    def site(self) -> Site:
+        """What it writes: for a head, the z of its whole layer (see ``attention_change``)."""
+        if self.kind == "input":
+            return Site("resid_pre", 0)
+        return Site("mlp_out" if self.head is None else "z", self.layer)
+
 
 @dataclass(frozen=True)
 class Receiver:
@@ -179,11 +186,10 @@ def _carried(lens: "Lens", task: Task, senders: Sequence[Sender], base: str) -> 
     here, there = runs if base == "clean" else reversed(runs)
 
     def difference(sender: Sender) -> Tensor:
-        if sender.head is None:
-            at = Site("resid_pre", 0) if sender.kind == "input" else Site("mlp_out", sender.layer)
-            return there[at] - here[at]
-        at = Site("z", sender.layer)
-        return attention_change(lens, sender.layer, here[at], there[at], [sender.head])
+        mine, theirs = here[sender.site], there[sender.site]
+        return (
+            theirs - mine if sender.head is None else attention_change(lens, sender.layer, mine, theirs, [sender.head])
+        )
 
     return {sender.name: difference(sender) for sender in senders}
 

@@ -310,3 +310,15 @@ def long() -> list[int]:
 @pytest.fixture(scope="session")
 def short() -> list[int]:
     return SHORT
+
+
+@pytest.fixture
+def prompts() -> list[list[int]]:
+    """Two prompts of one length."""
+    return [SHORT, LONG[:8]]
+
+
+@pytest.fixture
+def others() -> list[list[int]]:
+    """As long as ``prompts``, and other tokens: what edits patch from."""
+    return [LONG[9:17], LONG[5:13]]

@@ -21,16 +21,6 @@ def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture
-def prompts(long, short) -> list[list[int]]:
-    return [short, long[:8]]
-
-
-@pytest.fixture
-def others(long) -> list[list[int]]:
-    return [long[9:17], long[5:13]]
-
-
 def by_module(plain, ids, layer: int) -> dict[str, torch.Tensor]:
     """What plain hooks see: the outputs of attention, of its projection and of the MLP, the projection's input, the streams."""
     block, seen = plain.module("", layer), {}

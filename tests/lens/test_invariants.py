@@ -12,16 +12,6 @@ EXACT = {"rtol": 0.0, "atol": 0.0}
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
-@pytest.fixture
-def prompts(long, short) -> list[list[int]]:
-    return [short, long[:8]]
-
-
-@pytest.fixture
-def others(long) -> list[list[int]]:
-    return [long[9:17], long[5:13]]
-
-
 def multiplier(lens) -> float:
     """Granite adds so many times what attention and MLP give."""
     return getattr(lens.model.config, "residual_multiplier", 1.0)

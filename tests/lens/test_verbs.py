@@ -50,16 +50,6 @@ def same_at_every_prompt(lens, plain, edit: Edit, prompts, news, **sources) -> N
         assert_close(run.logits[row], want, **CLOSE, msg=lambda m: f"{edit} at prompt {row}: {m}")  # noqa: B023
 
 
-@pytest.fixture
-def prompts(long, short) -> list[list[int]]:
-    return [short, long[:8]]
-
-
-@pytest.fixture
-def others(long) -> list[list[int]]:
-    return [long[9:17], long[5:13]]
-
-
 @pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("result", *READ_ONLY)])
 def test_patch_and_scale_at_every_kind_of_every_family(lens, plain, kind, prompts, others):
     if kind not in editable(lens):
