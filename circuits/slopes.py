@@ -19,6 +19,7 @@ from circuits.prepared import Parts
 from circuits.wiring import Wiring
 from mechlab.lens.hooks import intercepted
 from mechlab.lens.layout import Block, unembed_into
+from mechlab.lens.products import OneDnn, product
 from mechlab.lens.readers import KINDS
 from mechlab.lens.tokens import Tokens
 
@@ -105,7 +106,7 @@ def slopes(
     if beside is not None or start:
         forwards += [(m, partial(_linear, m, rows.shape, own, start)) for m in _linear_maps(wiring)]
     hooks = _hooks(wiring, kept, ends, override)
-    with torch.enable_grad(), intercepted(**hooks, forwards=forwards):
+    with OneDnn(), torch.enable_grad(), intercepted(**hooks, forwards=forwards):
         values = metric(wiring.lens.model.hf(input_ids=rows.to(device), use_cache=False).logits[:, 0])
     return _slopes(wiring, kept, values, runs)
 
@@ -205,5 +206,5 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *slope: Tensor) -> Any:
         back = slope[0].new_zeros(*slope[0].shape[:-1], ctx.weight.shape[1])
-        back[ctx.at] = slope[0][ctx.at] @ ctx.weight
+        back[ctx.at] = product(slope[0][ctx.at], ctx.weight.t())
         return back, None, None, None

@@ -21,6 +21,7 @@ from torch import Tensor
 from mechlab.lens.apply import Source
 from mechlab.lens.attention import Attend, Packed
 from mechlab.lens.hooks import Tap, installed, packed
+from mechlab.lens.products import OneDnn
 from mechlab.lens.reading import Run
 from mechlab.lens.site import Site
 from mechlab.lens.tokens import Tokens
@@ -219,6 +220,7 @@ def _forward(
     with (
         packed(lens.layout, first, last, join, attend, ends, token_ids),
         installed(lens.layout, lens.model.hf, inside),
+        OneDnn(),
     ):
         dummy = torch.zeros(1, width, dtype=torch.long, device=device)
         logits = lens.model.hf(input_ids=dummy, use_cache=False).logits.flatten(0, 1)[None, : len(wave.rows)]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mechlab.errors import ModelError
 from mechlab.lens.apply import Source
+from mechlab.lens.products import OneDnn
 from mechlab.lens.reading import Run
 from mechlab.lens.site import KINDS, Site
 from mechlab.patching.packed import Base, Swept, sweep
@@ -117,7 +118,8 @@ def prepare(
     runs: dict[str, Run] = {}
     for name, tokens in (("clean", task.clean), ("corrupted", task.corrupted)):
         wanted = sorted(read[name], key=lambda at: at.sort_key)
-        runs[name] = lens.run(tokens, read=wanted, logits="last")
+        with OneDnn():
+            runs[name] = lens.run(tokens, read=wanted, logits="last")
     reference = last_logits(runs[base])
     narrow = measure.answers_only and not any(e.site.kind == "logits" for g in groups for e in g)
     token_ids, answers, foils = task.targets() if narrow else (None, task.answers, task.foils)

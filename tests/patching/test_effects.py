@@ -1,5 +1,7 @@
 """Effects against one full forward pass per intervention, on every family; the planted circuit is named exactly."""
 
+from math import prod
+
 import pandas as pd
 import pytest
 import torch
@@ -310,10 +312,12 @@ def test_plan_counts_the_products_that_torch_counts(family: str) -> None:
     task = toy_task(lens)
     edits = [patch(Site("z", layer, head)) for layer in range(3) for head in range(4)]
     plan = lens.plan(task, edits)
-    with FlopCounterMode(display=False) as counter:
+    onednn = torch.ops.mkldnn._linear_pointwise
+    by_onednn = lambda x, weight, *_rest, **_shape: 2 * prod(x) * weight[0]  # noqa: E731
+    with FlopCounterMode(display=False, custom_mapping={onednn: by_onednn}) as counter:
         lens.effects(task, edits)
     products = counter.get_flop_counts()["Global"]
-    counted = sum(n for kind, n in products.items() if kind in (torch.ops.aten.mm, torch.ops.aten.addmm))
+    counted = sum(n for kind, n in products.items() if kind in (torch.ops.aten.mm, torch.ops.aten.addmm, onednn))
     assert plan.flops == pytest.approx(counted, rel=0.01)  # the rows' answer tokens are not planned
 
 
