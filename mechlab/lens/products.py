@@ -1,9 +1,9 @@
 """Matrix products of float32 on CPUs, by oneDNN.
 
-PyTorch gives them to the BLAS it was built with: MKL in its own wheels, which on CPUs it was not made for leaves a quarter to two thirds of the
-speed unused (the fewer tokens, the more). oneDNN, which the same wheels carry, does not. Both round in float32 and sum in another order, so
-results agree up to rounding and not to the bit: what promises bits (``Lens.run``) leaves it out, and the exact engine and attribution take it.
-``make bench-patching`` states the speed of both.
+PyTorch gives them to the BLAS it was built with: MKL in its own wheels, which on CPUs it was not made for leaves a quarter to two thirds of
+the speed unused (the fewer tokens, the more). oneDNN, which the same wheels carry, does not. Both round in float32 and sum in another
+order, so results agree up to rounding and not to the bit: what promises bits (``Lens.run``) leaves it out, and the exact engine and
+attribution take it. ``make bench-patching`` states the speed of both.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +27,7 @@ class OneDnn(TorchFunctionMode):
     def __torch_function__(
         self,
         func: Callable[..., Any],
-        types: Sequence[type],  # noqa: ARG002 (the protocol's)
+        types: Sequence[type],
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
@@ -40,7 +40,7 @@ class OneDnn(TorchFunctionMode):
         return func(*args, **named)
 
 
-def product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002 (as nn.functional.linear has it)
+def product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``input [..., d_in]`` times ``weight [d_out, d_in]``, plus the bias: ``nn.functional.linear``, by oneDNN where that can be."""
     if _fits(input, weight, bias):
         return _Product.apply(input, weight, bias)  # pyright: ignore[reportReturnType]

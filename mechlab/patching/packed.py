@@ -3,8 +3,7 @@
 1. The tokens of all rows stand one after another in a single sequence of a batch of one; layers, norms, MLPs and experts work token by
    token and need not know. Rotary embeddings are looked up by each token's own position.
 2. At each layer the rows that enter there join, starting from the base run's residual stream.
-3. Only attention looks across tokens. There each row's queries meet its own keys and values, and before its first position the base run's.
-   Rows of equal start and length go together. Masks are those transformers makes (causal, sliding window), cut to the row's positions.
+3. Only attention looks across tokens: see ``mechlab.patching.attended``.
 4. The climb ends at the last layer's keys and values: of that layer, the final norm and the unembedding only each row's last token is read.
    A second pass takes these tokens alone through them, and unembeds them only into the tokens the metric reads.
 
@@ -25,13 +24,12 @@ from mechlab.lens.products import OneDnn
 from mechlab.lens.reading import Run
 from mechlab.lens.site import Site
 from mechlab.lens.tokens import Tokens
+from mechlab.patching.attended import BY_HEAD, attended
 from mechlab.patching.rows import Group, Row
-from mechlab.patching.wave import Bucket, InBucket, Wave
+from mechlab.patching.wave import Wave
 
 if TYPE_CHECKING:
     from mechlab.lens.lens import Lens
-
-_BY_HEAD = ("scores", "pattern")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +44,10 @@ class Base:
     resid_pre: Mapping[int, Tensor]
     keys: Mapping[int, Tensor]
     values: Mapping[int, Tensor]
+
+    def kept(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer, ``[n, pos, kv_head, d_head]``."""
+        return self.keys[layer], self.values[layer]
 
     @staticmethod
     def sites(entries: Sequence[int], n_layers: int) -> list[Site]:
@@ -129,7 +131,7 @@ def sweep(
     def attend(layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, plain: Attend) -> Tensor:
         if cut and layer == top:
             raise _Reached(key, value)
-        return _attended(wave, wave, base, taps, layer, query, (key, value), mask, plain)
+        return attended(wave, wave, taps, layer, query, (key, value), base.kept(layer), mask, plain)
 
     try:
         logits = _forward(lens, wave, taps, (rows[0].entry, top), join, attend, token_ids)
@@ -154,7 +156,7 @@ def _last_tokens(
         return hidden[:, wave.ends.to(hidden.device)], ends.positions.to(hidden.device)
 
     def attend(layer: int, query: Tensor, _key: Tensor, _value: Tensor, mask: Tensor | None, plain: Attend) -> Tensor:
-        return _attended(ends, wave, base, taps, layer, query, keys_values, mask, plain)
+        return attended(ends, wave, taps, layer, query, keys_values, base.kept(layer), mask, plain)
 
     return _forward(lens, ends, taps, (top, top), join, attend, token_ids)
 
@@ -175,32 +177,6 @@ def _joined(wave: Wave, base: Base, taps: Sequence[Tap], layer: int, hidden: Ten
     return entering if hidden is None else torch.cat([hidden, entering], dim=1)
 
 
-def _attended(
-    asking: Wave,
-    asked: Wave,
-    base: Base,
-    taps: Sequence[Tap],
-    layer: int,
-    query: Tensor,
-    keys_values: tuple[Tensor, Tensor],
-    mask: Tensor | None,
-    plain: Attend,
-) -> Tensor:
-    """Attention from one wave's tokens to another's: its own, or that whose last tokens it has. One bucket of rows at a time."""
-    output = query.new_empty(1, query.shape[2], query.shape[1], keys_values[1].shape[-1])
-    by_head = [tap for tap in taps if tap.layer == layer and tap.kind in _BY_HEAD]
-    for bucket in asked.buckets(layer):
-        k, v = (
-            _with_prefix(own, kept[layer], bucket)
-            for own, kept in zip(keys_values, (base.keys, base.values), strict=True)
-        )
-        ours = bucket if asking is asked else bucket.at_ends()
-        q = query[0][:, ours.index].transpose(0, 1)  # [rows, head, query, d_head]
-        inside = {tap.kind: Tap(tap.kind, layer, InBucket(asking, ours), tap.edits) for tap in by_head}
-        output[0, ours.index] = plain(q, k, v, _mask(mask, ours, query.device), inside)
-    return output
-
-
 def _forward(
     lens: "Lens",
     wave: Wave,
@@ -215,7 +191,7 @@ def _forward(
     width, device = max(row.stop for row in wave.rows), lens.model.device
     # Some families (GPT-2) give their output the dummy prompt's shape: a whole number of widths fits it.
     ends = torch.nn.functional.pad(wave.ends, (0, -len(wave.rows) % width), value=int(wave.ends[-1])).to(device)
-    elsewhere = (*_BY_HEAD, "embed", "logits")  # called in attention, where rows enter, and below
+    elsewhere = (*BY_HEAD, "embed", "logits")  # called in attention, where rows enter, and below
     inside = [tap for tap in taps if tap.kind not in elsewhere and (tap.layer is None or first <= tap.layer <= last)]
     with (
         packed(lens.layout, first, last, join, attend, ends, token_ids),
@@ -227,24 +203,6 @@ def _forward(
     for tap in taps:
         logits = tap(logits) if tap.kind == "logits" else logits
     return logits[0]
-
-
-def _with_prefix(own: Tensor, kept: Tensor, bucket: Bucket) -> Tensor:
-    """``[rows, kv_head, stop, d_head]``: the base run's up to the rows' start, then their own."""
-    mine = own[0][:, bucket.index].transpose(0, 1)
-    if not bucket.start:
-        return mine
-    return torch.cat([kept[bucket.prompts, : bucket.start].transpose(1, 2), mine], dim=2)
-
-
-def _mask(mask: Tensor | None, bucket: Bucket, device: torch.device) -> Tensor | None:
-    """The mask of the bucket's queries: a cut of what transformers made for the whole width, or plain causal."""
-    if mask is not None:
-        return mask[:, :, bucket.start : bucket.stop, : bucket.stop]
-    if not bucket.start:
-        return None
-    n = bucket.stop - bucket.start
-    return torch.ones(n, bucket.stop, dtype=torch.bool, device=device).tril(bucket.start)[None, None]
 
 
 def climb(lens: "Lens", rows: Sequence[Row], base: Base, taps: Sequence[Tap], token_ids: Tensor | None) -> Tensor:
@@ -260,6 +218,6 @@ def climb(lens: "Lens", rows: Sequence[Row], base: Base, taps: Sequence[Tap], to
         return joined, positions[: joined.shape[1]]
 
     def attend(layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, plain: Attend) -> Tensor:
-        return _attended(wave, wave, base, (), layer, query, (key, value), mask, plain)
+        return attended(wave, wave, (), layer, query, (key, value), base.kept(layer), mask, plain)
 
     return _forward(lens, wave, taps, (rows[0].entry, lens.model.n_layers - 1), join, attend, token_ids)

@@ -1,7 +1,7 @@
 """A task made ready for sweeps: both sides run once, what edits take from them and what the sweep takes from the base kept."""
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from mechlab.lens.apply import Source
 from mechlab.lens.products import OneDnn
 from mechlab.lens.reading import Run
 from mechlab.lens.site import KINDS, Site
+from mechlab.lens.tokens import Tokens
 from mechlab.patching.packed import Base, Swept, sweep
 from mechlab.patching.plan import tokens_per_wave
 from mechlab.patching.rows import Group, Row, waves
@@ -23,6 +24,8 @@ from mechlab.results.metrics import Metric
 if TYPE_CHECKING:
     from mechlab.lens.lens import Lens
 
+_FEW = 256  # tokens of one side
+
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
@@ -31,7 +34,7 @@ class Prepared:
     Attributes:
         values: side -> ``[n]`` metric.
         sources: side -> what edits take from it.
-        reference: ``[n, vocab]`` logits of the base side (KL is measured from them).
+        reference: ``[n, vocab]`` logits of the base side (KL is measured from them); None where the metric reads answers and foils alone.
         token_ids: the only tokens that are unembedded; None for the whole vocabulary.
         targets: answers and foils as places in what is unembedded.
     """
@@ -41,7 +44,7 @@ class Prepared:
     base: Base
     values: dict[str, Tensor]
     sources: dict[str, Source]
-    reference: Tensor
+    reference: Tensor | None
     token_ids: Tensor | None
     targets: tuple[Tensor, Tensor]
 
@@ -91,7 +94,11 @@ class Prepared:
         prompts = torch.tensor([row.prompt for row in found])
         answers, foils = self.targets
         after[[row.group for row in found], prompts] = measured(
-            self.measure, answers[prompts], foils[prompts], swept.logits, self.reference[prompts]
+            self.measure,
+            answers[prompts],
+            foils[prompts],
+            swept.logits,
+            None if self.reference is None else self.reference[prompts],
         )
         return len(found)
 
@@ -115,11 +122,7 @@ def prepare(
     for edit in {edit for group in groups for edit in group}:
         if edit.source is not None:
             read[edit.source].add(edit.site.whole)
-    runs: dict[str, Run] = {}
-    for name, tokens in (("clean", task.clean), ("corrupted", task.corrupted)):
-        wanted = sorted(read[name], key=lambda at: at.sort_key)
-        with OneDnn():
-            runs[name] = lens.run(tokens, read=wanted, logits="last")
+    runs = _both_sides(lens, task, read)
     reference = last_logits(runs[base])
     narrow = measure.answers_only and not any(e.site.kind == "logits" for g in groups for e in g)
     token_ids, answers, foils = task.targets() if narrow else (None, task.answers, task.foils)
@@ -129,10 +132,27 @@ def prepare(
         Base.of(runs[base]),
         {name: measured(measure, task.answers, task.foils, last_logits(run), reference) for name, run in runs.items()},
         {name: Source(run.tokens, _activations(run)) for name, run in runs.items()},
-        reference,
+        None if measure.answers_only else reference,
         token_ids,
         (answers, foils),
     )
+
+
+def _both_sides(lens: "Lens", task: Task, read: Mapping[str, Collection[Site]]) -> dict[str, Run]:
+    """Side -> its run. With few tokens a pass is mostly reading the weights: then both sides share one."""
+    sides = {"clean": task.clean, "corrupted": task.corrupted}
+    in_order: Callable[[Collection[Site]], list[Site]] = lambda sites: sorted(sites, key=lambda at: at.sort_key)  # noqa: E731
+    with OneDnn():
+        if task.clean.ids.numel() > _FEW or task.clean.width != task.corrupted.width:
+            return {side: lens.run(own, read=in_order(read[side]), logits="last") for side, own in sides.items()}
+        first, second = sides.values()
+        both = Tokens(torch.cat([first.ids, second.ids]), first.lengths * 2, first.pieces + second.pieces)
+        run = lens.run(both, read=in_order({*read["clean"], *read["corrupted"]}), logits="last")
+    found: dict[str, Run] = {}
+    for side, rows in (("clean", slice(len(task))), ("corrupted", slice(len(task), None))):
+        last = last_logits(run)[rows]
+        found[side] = Run(sides[side], last[:, None], last, {at: run[at][rows] for at in in_order(read[side])})
+    return found
 
 
 def enters(lens: "Lens", groups: Sequence[Group]) -> bool:
@@ -169,5 +189,5 @@ def last_logits(run: Run) -> Tensor:
     return run.last_logits
 
 
-def measured(measure: Metric, answers: Tensor, foils: Tensor, logits: Tensor, reference: Tensor) -> Tensor:
-    return measure(logits.cpu(), answers, foils, reference.cpu()).double()
+def measured(measure: Metric, answers: Tensor, foils: Tensor, logits: Tensor, reference: Tensor | None) -> Tensor:
+    return measure(logits.cpu(), answers, foils, None if reference is None else reference.cpu()).double()

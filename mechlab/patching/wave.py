@@ -35,6 +35,10 @@ class Bucket:
     prompts: Tensor
     members: Tensor
 
+    def part(self, rows: Tensor) -> "Bucket":
+        """These of its rows, in this order."""
+        return Bucket(self.start, self.stop, self.index[rows], self.prompts[rows], self.members[rows])
+
     def at_ends(self) -> "Bucket":
         """The same rows in ``Wave.at_ends``."""
         return Bucket(self.stop - 1, self.stop, self.members[:, None], self.prompts, self.members)

@@ -9,6 +9,10 @@ from mechlab.lens.edit import Edit, patch, zero
 from mechlab.lens.lens import Lens
 from mechlab.lens.site import Site
 from mechlab.models import FAMILIES, load, tiny
+from mechlab.patching.attended import side_by_side
+from mechlab.patching.rows import rows
+from mechlab.patching.task import Task
+from mechlab.patching.wave import Wave
 
 
 def grids(lens: Lens) -> dict[str, list[list[Edit]]]:
@@ -47,6 +51,30 @@ def test_sweep_equals_exhaustive_on_every_intervention(family: str) -> None:
         assert abs(swept - slow).max() <= 1e-4, f"{family}, {name}: {abs(swept - slow).max()}"
         moved = lens.effects(task, groups).frame
         assert (moved["after"] != moved["before"]).any(), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_that_share_a_long_prefix_stay_apart(family: str) -> None:
+    """Prompts alike up to their end (of unequal lengths): rows of one prompt then stand side by side in attention."""
+    lens = Lens(tiny(family))
+    generator = torch.Generator().manual_seed(0)
+    clean = [torch.randint(5, lens.model.vocab_size, (n,), generator=generator).tolist() for n in (41, 46, 43)]
+    corrupted = [[*ids[:-5], ids[-5] - 1, *ids[-4:]] for ids in clean]
+    task = Task("long", lens.tokens(clean), lens.tokens(corrupted), torch.tensor([5, 6, 7]), torch.tensor([8, 9, 10]))
+    layers, heads = range(3), range(lens.model.n_heads)
+    groups = [
+        *([patch(Site("resid_pre", layer, pos=-p))] for layer in layers for p in range(1, 6)),
+        *([patch(Site("z", layer, h, -p))] for layer in layers for h in heads for p in range(1, 6)),
+        [patch(Site("pattern", 2, 0))],
+        [zero(Site("z", 1, 0, 35))],
+    ]
+    found = rows([tuple(group) for group in groups], task, "corrupted", 3)
+    wave = Wave(found, [()] * len(groups), task.corrupted, {})
+    shared = [together for bucket in wave.buckets(2) for _, together in side_by_side(bucket)]
+    assert max(shared) > 2
+    assert 1 in shared  # some rows are left over
+    swept, slow = (lens.effects(task, groups, exhaustive=how).frame["after"].to_numpy() for how in (False, True))
+    assert abs(swept - slow).max() <= 1e-4
 
 
 @pytest.mark.default_model
