@@ -11,12 +11,10 @@ A section that is run again replaces the one in the page; the others stay.
 """
 
 import argparse
-import gc
 import os
 import platform
 import subprocess
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
@@ -25,14 +23,13 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 warnings.simplefilter("ignore")
 
-import psutil  # noqa: E402
 import torch  # noqa: E402
 from scipy.stats import spearmanr  # noqa: E402
 from torch import Tensor  # noqa: E402
 from transformer_lens import HookedTransformer  # noqa: E402
 
 from benchmarks import transformerlens_attribution as reference  # noqa: E402
-from benchmarks.patching import LONG, Times, equal_length_pairs, median, table, timed  # noqa: E402
+from benchmarks.patching import LONG, Times, equal_length_pairs, median, peak_mib, table, timed  # noqa: E402
 from circuits.methods import eap, eap_ig, exact_edges  # noqa: E402
 from circuits.methods.method import MethodSettings  # noqa: E402
 from circuits.tasks.ioi import ioi  # noqa: E402
@@ -176,20 +173,7 @@ def print_peak(kind: str, method: str, pairs: int) -> None:
         warm = lambda: model(task.clean.ids[:1])  # noqa: E731
     with torch.no_grad():
         warm()
-    gc.collect()
-    process, samples, done = psutil.Process(), list[int](), threading.Event()
-
-    def sample() -> None:
-        while not done.wait(0.002):
-            samples.append(process.memory_info().rss)
-
-    before = process.memory_info().rss
-    sampler = threading.Thread(target=sample)
-    sampler.start()
-    work()
-    done.set()
-    sampler.join()
-    print((max(samples) - before) / 2**20)
+    print(peak_mib(work))
 
 
 def nodes(lens: Lens, rounds: int) -> Iterator[str]:

@@ -10,9 +10,13 @@ head grids of one pair TransformerLens also runs once on every intervention, and
 """
 
 import argparse
+import gc
 import os
 import platform
 import statistics
+import subprocess
+import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,6 +28,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 warnings.simplefilter("ignore")
 
 import pandas as pd  # noqa: E402
+import psutil  # noqa: E402
 import torch  # noqa: E402
 from transformer_lens import patching as reference  # noqa: E402
 
@@ -101,6 +106,24 @@ def timed(work: Callable[[], object]) -> Times:
 
 def median(times: Sequence[Times]) -> Times:
     return Times(statistics.median(t.cpu for t in times), statistics.median(t.wall for t in times))
+
+
+def peak_mib(work: Callable[[], object]) -> float:
+    """MiB of resident memory that ``work`` takes at most over what the process had, sampled every 2 ms."""
+    gc.collect()
+    process, samples, done = psutil.Process(), list[int](), threading.Event()
+
+    def sample() -> None:
+        while not done.wait(0.002):
+            samples.append(process.memory_info().rss)
+
+    before = process.memory_info().rss
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    work()
+    done.set()
+    sampler.join()
+    return (max(samples) - before) / 2**20
 
 
 def places(grid: Grid, lens: Lens, n_positions: int) -> list[tuple[int, ...]]:
@@ -313,6 +336,12 @@ QUICK = ("e1", "a1", "b1", "c1", "d1", "a1-bf16", "b1-bf16")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--peak",
+        choices=[c for c in CASES if c[0] in GRIDS and "bf16" not in c],
+        metavar="ROW",
+        help="print the memory it takes, and nothing else",
+    )
     parser.add_argument("--rounds", type=int, default=5)
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--quick", action="store_true", help="one pair only, no long prompt")
@@ -321,8 +350,12 @@ def main() -> None:
     arguments = parser.parse_args()
     out = arguments.out or (None if arguments.only else Path(__file__).parent / "results" / "patching.md")
     lens = Lens(load(), prepend_bos=True)
+    if arguments.peak:
+        lens.run(prompts(lens, arguments.peak).select([0]).clean)  # what only the first run takes
+        print(peak_mib(lambda: swept(lens, arguments.peak)))
+        return
     bridge = lens.bridge()
-    peak = statistics.median(matmul_speed(lens, 1 + i / 1000) for i in range(5))  # each is remembered by its length
+    peak, blas = peaks(lens)
     exact: list[dict[str, object]] = []
     half: list[dict[str, object]] = []
     for case in arguments.only or (QUICK if arguments.quick else CASES):
@@ -333,12 +366,40 @@ def main() -> None:
             exact.append(path_grid(lens, bridge, task, arguments.rounds))
         else:
             exact.append(compare(lens, bridge, key, task, arguments.rounds, peak, every=case in ("a1", "b1")))
-        text = page(lens, peak, exact, half)
+        text = page(lens, (peak, blas), exact, half)
         print(f"{case} done", flush=True)
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(text)
+    if out is not None and not arguments.quick:
+        text += memory("c8")
+        out.write_text(text)
     print(text)
+
+
+def peaks(lens: Lens) -> tuple[float, float]:
+    """GFLOP/s of a product of the model's sizes: as the sweep multiplies, and as PyTorch's linear layers do."""
+    d_in, d_out = lens.model.d_model, lens.layout.d_mlp or 4 * lens.model.d_model
+    x, weight = torch.randn(512, d_in), torch.randn(d_out, d_in)
+    times: list[float] = []
+    with torch.no_grad():
+        while sum(times) < 5 or len(times) < 5:
+            times.append(timed(lambda: torch.nn.functional.linear(x, weight)).wall)
+    ours = statistics.median(matmul_speed(lens, 1 + i / 1000) for i in range(5))  # each is remembered by its length
+    return ours, 2 * 512 * d_in * d_out / statistics.median(times) / 1e9
+
+
+def swept(lens: Lens, case: str) -> pd.DataFrame:
+    """A row's whole grid by the sweep."""
+    task, grid = prompts(lens, case), GRIDS[case[0]]
+    return lens.effects(task, [grid.edit(*at) for at in places(grid, lens, task.clean.lengths[0])]).points()
+
+
+def memory(case: str) -> str:
+    """One sentence on a row's peak memory, from a process of its own."""
+    command = [sys.executable, __file__, "--peak", case]
+    mib = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    return f"\n## Memory\n\nRow ({case[0]}) with {case[1:]} pairs takes {mib:,.0f} MiB of resident memory over the loaded model at most.\n"
 
 
 def prompts(lens: Lens, case: str) -> Task:
@@ -349,11 +410,13 @@ def prompts(lens: Lens, case: str) -> Task:
     return equal_length_pairs(lens, int(size))
 
 
-def page(lens: Lens, peak: float, exact: list[dict[str, object]], half: list[dict[str, object]]) -> str:
+def page(lens: Lens, peaks: tuple[float, float], exact: list[dict[str, object]], half: list[dict[str, object]]) -> str:
     header = (
         f"# Exact activation patching\n\n`make bench-patching`: {lens.model.name}, {lens.model.dtype}, "
         f"{torch.get_num_threads()} threads of {cpu_name()} ({platform.machine()}), torch {torch.__version__}; measured matmul peak "
-        f"{peak:.0f} GFLOP/s. TransformerLens is timed on {SAMPLE} interventions of each grid per round and scaled; mechlab on the whole "
+        f"{peaks[0]:.0f} GFLOP/s (oneDNN's, as the sweep multiplies; "
+        f"by PyTorch's linear layers, as in TransformerLens: {peaks[1]:.0f}). "
+        f"TransformerLens is timed on {SAMPLE} interventions of each grid per round and scaled; mechlab on the whole "
         f"grid, base runs included. Medians over the rounds stated; a grid over {LONG:.0f} s is timed once. FLOP ratio: one whole pass per "
         "intervention over what the sweep computes. The difference is between the mean logit differences of both, on as many interventions "
         "as are compared.\n\n"
