@@ -72,9 +72,9 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *slope: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride] (of the decorator)
         (weight,) = ctx.saved_tensors
-        return _by_onednn(slope, weight.t(), None), None, None
+        return _by_onednn(slope[0], weight.t(), None), None, None
 
 
 def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
