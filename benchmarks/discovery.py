@@ -13,7 +13,6 @@ A section that is run again replaces the one in the page; the others stay.
 import argparse
 import os
 import platform
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +28,7 @@ from torch import Tensor  # noqa: E402
 from transformer_lens import HookedTransformer  # noqa: E402
 
 from benchmarks import transformerlens_attribution as reference  # noqa: E402
-from benchmarks.patching import LONG, Times, equal_length_pairs, median, peak_mib, table, timed  # noqa: E402
+from benchmarks.patching import LONG, Times, equal_length_pairs, median, peak_mib, printed, table, timed  # noqa: E402
 from circuits.methods import eap, eap_ig, exact_edges  # noqa: E402
 from circuits.methods.method import MethodSettings  # noqa: E402
 from circuits.tasks.ioi import ioi  # noqa: E402
@@ -157,7 +156,7 @@ def memory(method: str, pairs: int) -> dict[str, object]:
 @cache
 def peak(kind: str, method: str, pairs: int) -> float:
     command = [sys.executable, "-m", "benchmarks.discovery", "--peak", kind, method, str(pairs)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    return printed(command)
 
 
 def print_peak(kind: str, method: str, pairs: int) -> None:

@@ -35,6 +35,7 @@ from transformer_lens import patching as reference  # noqa: E402
 from circuits.tasks.ioi import ioi  # noqa: E402
 from mechlab.lens.edit import Edit, patch  # noqa: E402
 from mechlab.lens.lens import Lens  # noqa: E402
+from mechlab.lens.products import product  # noqa: E402
 from mechlab.lens.site import Site  # noqa: E402
 from mechlab.models import load  # noqa: E402
 from mechlab.patching.plan import matmul_speed  # noqa: E402
@@ -282,8 +283,7 @@ def compare(
 
 def in_half(lens: Lens, key: str, task: Task, rounds: int) -> dict[str, object]:
     """The same grid by the sweep in bfloat16 beside float32: not exact, so with its deviation (mean logit difference of the pairs)."""
-    grid, half = GRIDS[key], in_dtype(lens, torch.bfloat16)
-    edits = [grid.edit(*at) for at in places(grid, lens, task.clean.lengths[0])]
+    half, edits = in_dtype(lens, torch.bfloat16), interventions(lens, key, task)
     values: dict[str, pd.DataFrame] = {}
     times: dict[str, list[Times]] = {"float32": [], "bfloat16": []}
     for _ in range(rounds):
@@ -298,7 +298,7 @@ def in_half(lens: Lens, key: str, task: Task, rounds: int) -> dict[str, object]:
     strongest, ranked = (set(one["change"].abs().nlargest(20).index) for one in (exact, rough))
     single, double = median(times["bfloat16"]), median(times["float32"])
     return {
-        "grid": f"({key}) {grid.name}",
+        "grid": f"({key}) {GRIDS[key].name}",
         "pairs": len(task),
         "interventions": len(edits),
         "float32 CPU s": double.cpu,
@@ -351,8 +351,7 @@ def main() -> None:
     out = arguments.out or (None if arguments.only else Path(__file__).parent / "results" / "patching.md")
     lens = Lens(load(), prepend_bos=True)
     if arguments.peak:
-        lens.run(prompts(lens, arguments.peak).select([0]).clean)  # what only the first run takes
-        print(peak_mib(lambda: swept(lens, arguments.peak)))
+        print_peak(lens, arguments.peak)
         return
     bridge = lens.bridge()
     peak, blas = peaks(lens)
@@ -371,7 +370,7 @@ def main() -> None:
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(text)
-    if out is not None and not arguments.quick:
+    if out is not None and not (arguments.quick or arguments.only):
         text += memory("c8")
         out.write_text(text)
     print(text)
@@ -379,26 +378,34 @@ def main() -> None:
 
 def peaks(lens: Lens) -> tuple[float, float]:
     """GFLOP/s of a product of the model's sizes: as the sweep multiplies, and as PyTorch's linear layers do."""
-    d_in, d_out = lens.model.d_model, lens.layout.d_mlp or 4 * lens.model.d_model
-    x, weight = torch.randn(512, d_in), torch.randn(d_out, d_in)
-    times: list[float] = []
-    with torch.no_grad():
-        while sum(times) < 5 or len(times) < 5:
-            times.append(timed(lambda: torch.nn.functional.linear(x, weight)).wall)
-    ours = statistics.median(matmul_speed(lens, 1 + i / 1000) for i in range(5))  # each is remembered by its length
-    return ours, 2 * 512 * d_in * d_out / statistics.median(times) / 1e9
+    lasting = [1 + i / 1000 for i in range(5)]  # each is remembered by its length
+    ours, blas = (
+        statistics.median(matmul_speed(lens, seconds, multiply) for seconds in lasting)
+        for multiply in (product, torch.nn.functional.linear)
+    )
+    return ours, blas
 
 
-def swept(lens: Lens, case: str) -> pd.DataFrame:
-    """A row's whole grid by the sweep."""
-    task, grid = prompts(lens, case), GRIDS[case[0]]
-    return lens.effects(task, [grid.edit(*at) for at in places(grid, lens, task.clean.lengths[0])]).points()
+def interventions(lens: Lens, key: str, task: Task) -> list[Edit]:
+    grid = GRIDS[key]
+    return [grid.edit(*at) for at in places(grid, lens, task.clean.lengths[0])]
+
+
+def print_peak(lens: Lens, case: str) -> None:
+    task = prompts(lens, case)
+    edits = interventions(lens, case[0], task)
+    lens.run(task.select([0]).clean)  # what only the first run takes
+    print(peak_mib(lambda: lens.effects(task, edits)))
+
+
+def printed(command: Sequence[str]) -> float:
+    """The number that a process of its own prints last."""
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
 def memory(case: str) -> str:
     """One sentence on a row's peak memory, from a process of its own."""
-    command = [sys.executable, __file__, "--peak", case]
-    mib = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    mib = printed([sys.executable, __file__, "--peak", case])
     return f"\n## Memory\n\nRow ({case[0]}) with {case[1:]} pairs takes {mib:,.0f} MiB of resident memory over the loaded model at most.\n"
 
 

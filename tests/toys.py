@@ -1,9 +1,13 @@
-"""Small tasks that several tests share."""
+"""Small tasks, and families told apart, that several tests share."""
 
 import torch
 
 from mechlab.lens.lens import Lens
+from mechlab.models import FAMILIES
 from mechlab.patching.task import Task
+
+NO_EDGES = ("gemma2", "gemma3", "olmo2", "olmoe")
+WITH_EDGES = tuple(family for family in FAMILIES if family not in NO_EDGES)
 
 
 def toy_task(lens: Lens, seed: int = 0, n: int = 5) -> Task:

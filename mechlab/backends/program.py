@@ -19,15 +19,14 @@ from mechlab.lens.apply import Window, apply, orthonormal
 from mechlab.lens.edit import Edit
 from mechlab.lens.layout import Block, Layout
 from mechlab.lens.routing import Rule, Switches, choose, rule_of
-from mechlab.lens.site import KINDS, Site
+from mechlab.lens.site import BY_HEAD, KINDS, Site
 from mechlab.lens.steer import Steer
 
 Step = dict[str, Any]
 OPERATION = "attention_interface_1"
 """nnsight's name for the call of the attention function in transformers' attention modules (``_0`` is the line that looks it up)."""
-_ATTENTION = ("q", "k", "v", "scores", "pattern")
+_ATTENTION = ("q", "k", "v", *BY_HEAD)
 _ROUTER = ("router", "expert_weights", "expert_choice")
-_BY_HEAD = ("scores", "pattern")
 _CHANGE = {
     "zero": "set",
     "mean": "set",
@@ -202,7 +201,7 @@ def _shape(layout: Layout, at: Site, window: Window) -> list[int]:
     sizes = {"pos": width, "query": width, "key": width, "head": layout.n_heads, "kv_head": layout.n_kv_heads}
     sizes |= {"d_head": layout.d_head, "d_model": layout.d_model, "vocab": layout.vocab_size}
     sizes |= {"d_mlp": layout.d_mlp or 0, "expert": layout.n_experts or 0}
-    axes = ("query", "head", "key") if at.kind in _BY_HEAD else KINDS[at.kind].axes
+    axes = ("query", "head", "key") if at.kind in BY_HEAD else KINDS[at.kind].axes
     return [window.n_batch, *(sizes[axis] for axis in axes)]
 
 

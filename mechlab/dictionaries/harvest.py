@@ -32,7 +32,7 @@ from mechlab.dictionaries.harvest_run import (
 )
 from mechlab.errors import MechlabError
 from mechlab.lens.lens import Lens
-from mechlab.lens.site import Site, site
+from mechlab.lens.site import BY_HEAD, Site, site
 from mechlab.results.disk import write_json, write_whole
 from mechlab.results.study import Progress
 
@@ -100,7 +100,7 @@ def checked_sites(lens: Lens, sites: Sequence[str | Site]) -> tuple[Site, ...]:
         raise MechlabError("No site was given to harvest: name at least one, for example L5.resid_post.")
     for at in wanted:
         lens.layout.check(at)
-        if at.kind in ("scores", "pattern"):
+        if at.kind in BY_HEAD:
             raise MechlabError(
                 f"Site {at} has a value for each pair of tokens: harvest a site with one vector a token."
             )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mechlab.errors import EditError, PromptError
 from mechlab.lens.edit import Edit
+from mechlab.lens.site import BY_HEAD
 from mechlab.lens.steer import clamped_along, in_window, moved, where_open
 from mechlab.lens.tokens import Tokens
 
@@ -207,7 +208,7 @@ def _from_source(edit: Edit, part: Tensor, place: Place, cells: Cells) -> Tensor
         picked = values[rows, cells.at if pos is None else torch.tensor(source.tokens.positions(pos))[rows]]
     if edit.site.kind == "pattern":
         _check_causal(edit, picked, cells.at)
-    if edit.site.kind in ("scores", "pattern"):
+    if edit.site.kind in BY_HEAD:
         picked = _fit_keys(picked, part.shape[-1], fill=float("-inf") if edit.site.kind == "scores" else 0.0)
     picked = picked if edit.site.index is None else picked[:, edit.site.index]
     return picked.to(device=part.device, dtype=part.dtype)

@@ -19,11 +19,10 @@ from mechlab.lens.edit import Edit
 from mechlab.lens.experts import expert_outputs
 from mechlab.lens.layout import Block, Layout, first_tensor, unembed_into
 from mechlab.lens.routing import Routing, Switches, choose
-from mechlab.lens.site import Site
+from mechlab.lens.site import BY_HEAD, Site
 from mechlab.lens.splice import Spliceable, reads_elsewhere, spliced
 
-_ATTENTION = ("q", "k", "v", "scores", "pattern")
-_BY_HEAD = ("scores", "pattern")
+_ATTENTION = ("q", "k", "v", *BY_HEAD)
 _ROUTER = ("router", "expert_weights", "expert_choice")
 
 
@@ -57,7 +56,7 @@ class Tap:
     def __call__(self, activation: Tensor) -> Tensor:
         if self.starts_graph:
             activation = activation.detach().requires_grad_()
-        by_pos = activation.transpose(1, 2) if self.kind in _BY_HEAD else activation
+        by_pos = activation.transpose(1, 2) if self.kind in BY_HEAD else activation
         original = by_pos
         for placed in self.edits:
             owned = by_pos is not original  # one copy serves all edits here
@@ -66,7 +65,7 @@ class Tap:
             self.count(placed.edit, n_touched)
         if self.read:
             self.kept = by_pos
-        return by_pos.transpose(1, 2) if self.kind in _BY_HEAD else by_pos
+        return by_pos.transpose(1, 2) if self.kind in BY_HEAD else by_pos
 
     def _spliced(self, edit: Edit, part: Tensor, cells: Cells) -> Tensor:
         dictionary, reader = self.splices[edit]

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from mechlab.errors import SiteError
-from mechlab.lens.site import Site, site
+from mechlab.lens.site import BY_HEAD, Site, site
 from mechlab.lens.tokens import Tokens
-
-_BY_HEAD = ("scores", "pattern")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +44,7 @@ def at_ends(logits: Tensor, tokens: Tokens) -> Tensor:
 
 def by_position(at: Site, activation: Tensor) -> Tensor:
     """Scores and patterns are read ``[batch, head, query, key]`` and edited ``[batch, query, head, key]``."""
-    return activation.transpose(1, 2) if at.kind in _BY_HEAD else activation
+    return activation.transpose(1, 2) if at.kind in BY_HEAD else activation
 
 
 def view(at: Site, kept: Tensor, tokens: Tokens) -> Tensor:
@@ -61,10 +59,10 @@ def view(at: Site, kept: Tensor, tokens: Tokens) -> Tensor:
         kept = kept.masked_fill(padding.reshape(*padding.shape, *[1] * (kept.ndim - 2)), 0)
     if at.pos is not None:
         kept = kept[range(len(tokens)), list(tokens.positions(at.pos))]
-    elif at.kind in _BY_HEAD:
+    elif at.kind in BY_HEAD:
         kept = kept.transpose(1, 2)
     if at.index is not None:
-        kept = kept.select(1 if at.pos is not None or at.kind in _BY_HEAD else 2, at.index)
+        kept = kept.select(1 if at.pos is not None or at.kind in BY_HEAD else 2, at.index)
     return kept.clone() if at.index is not None and at.pos is None else kept
 
 
@@ -100,7 +98,7 @@ def _masked(at: Site, scores: Tensor, tokens: Tokens) -> Tensor:
 
 def _position_axes(at: Site) -> list[int]:
     """Axes of a read activation that run over positions."""
-    if at.kind in _BY_HEAD:
+    if at.kind in BY_HEAD:
         first = 1 if at.index is not None else 2
         return [first] if at.pos is not None else [first, first + 1]
     return [] if at.pos is not None else [1]

@@ -149,6 +149,8 @@ _KIND_LIST = [
     Kind("logits", "unembed.hook_out", ("pos", "vocab"), "token id", "logits, after any final soft-capping"),
 ]
 KINDS: dict[str, Kind] = {kind.name: kind for kind in _KIND_LIST}
+BY_HEAD = ("scores", "pattern")
+"""Kinds with a value for each pair of tokens: read ``[head, query, key]``, edited by position, ``[query, head, key]``."""
 _ORDER = {kind.name: i for i, kind in enumerate(_KIND_LIST)}
 _LETTER = {"head": "H", "KV head": "KV", "neuron": "N", "expert": "E", "dimension": "D", "token id": "T"}
 _DEFAULT_KIND = {"H": "z", "N": "mlp_post", "E": "router"}

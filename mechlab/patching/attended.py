@@ -13,9 +13,9 @@ from torch import Tensor
 
 from mechlab.lens.attention import Attend
 from mechlab.lens.hooks import Tap
+from mechlab.lens.site import BY_HEAD
 from mechlab.patching.wave import Bucket, InBucket, Wave
 
-BY_HEAD = ("scores", "pattern")
 _LONG = 32  # positions: shorter prefixes are copied for every row
 
 
@@ -61,12 +61,13 @@ def side_by_side(bucket: Bucket) -> Iterator[tuple[Bucket, int]]:
 
     As many as bring about as many keys of their own as the prefix has: more would cost more scores than they save copies.
     """
-    most, rows_of = bucket.start // (bucket.stop - bucket.start), torch.bincount(bucket.prompts)
-    most_rows = int(rows_of.max())
-    together = 1 if bucket.start < _LONG or most < 2 else ceil(most_rows / ceil(most_rows / most))
-    if together == 1:
+    most = bucket.start // (bucket.stop - bucket.start)
+    if bucket.start < _LONG or most < 2:
         yield bucket, 1
         return
+    rows_of = torch.bincount(bucket.prompts)
+    most_rows = int(rows_of.max())
+    together = ceil(most_rows / ceil(most_rows / most))
     order = bucket.prompts.argsort(stable=True)
     prompts = bucket.prompts[order]
     rank = torch.arange(len(order)) - (rows_of.cumsum(0) - rows_of)[prompts]

@@ -22,9 +22,9 @@ from mechlab.lens.attention import Attend, Packed
 from mechlab.lens.hooks import Tap, installed, packed
 from mechlab.lens.products import OneDnn
 from mechlab.lens.reading import Run
-from mechlab.lens.site import Site
+from mechlab.lens.site import BY_HEAD, Site
 from mechlab.lens.tokens import Tokens
-from mechlab.patching.attended import BY_HEAD, attended
+from mechlab.patching.attended import attended
 from mechlab.patching.rows import Group, Row
 from mechlab.patching.wave import Wave
 

@@ -2,13 +2,13 @@
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mechlab.lens.products import product
 from mechlab.lens.site import KINDS
@@ -168,14 +168,26 @@ def _keys_values(lens: "Lens") -> int:
     return _active_weights(lens, block.attn) - _active_weights(lens, block.attn_proj)
 
 
-def matmul_speed(lens: "Lens", seconds: float = 0.1) -> float:
-    """GFLOP/s of a matrix product of this model's sizes, on its device and in its dtype; measured once, for ``seconds``."""
+def matmul_speed(lens: "Lens", seconds: float = 0.1, multiply: Callable[[Tensor, Tensor], Tensor] = product) -> float:
+    """GFLOP/s of a matrix product of this model's sizes, on its device and in its dtype; measured once, for ``seconds``.
+
+    ``multiply``: as the sweep does it, unless another way is to be measured.
+    """
     width = lens.layout.d_mlp or 4 * lens.model.d_model
-    return _speed(lens.model.device, lens.model.dtype, lens.model.d_model, width, torch.get_num_threads(), seconds)
+    threads = torch.get_num_threads()
+    return _speed(lens.model.device, lens.model.dtype, lens.model.d_model, width, threads, seconds, multiply)
 
 
 @cache
-def _speed(device: torch.device, dtype: torch.dtype, d_in: int, d_out: int, _threads: int, seconds: float) -> float:
+def _speed(
+    device: torch.device,
+    dtype: torch.dtype,
+    d_in: int,
+    d_out: int,
+    _threads: int,
+    seconds: float,
+    multiply: Callable[[Tensor, Tensor], Tensor],
+) -> float:
     a = torch.randn(512, d_in, device=device, dtype=dtype)
     w = torch.randn(d_out, d_in, device=device, dtype=dtype)
     at_once = 1 if device.type == "cpu" else 50  # a device is waited for after so many
@@ -185,7 +197,7 @@ def _speed(device: torch.device, dtype: torch.dtype, d_in: int, d_out: int, _thr
         start = time.perf_counter()
         found = a.new_empty(0)
         for _ in range(at_once):
-            found = product(a, w)
+            found = multiply(a, w)
         float(found[0, 0])
         rates.append(2 * a.shape[0] * d_in * d_out * at_once / (time.perf_counter() - start) / 1e9)
     return statistics.median(rates)

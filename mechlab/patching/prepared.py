@@ -1,7 +1,7 @@
 """A task made ready for sweeps: both sides run once, what edits take from them and what the sweep takes from the base kept."""
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -141,17 +141,17 @@ def prepare(
 def _both_sides(lens: "Lens", task: Task, read: Mapping[str, Collection[Site]]) -> dict[str, Run]:
     """Side -> its run. With few tokens a pass is mostly reading the weights: then both sides share one."""
     sides = {"clean": task.clean, "corrupted": task.corrupted}
-    in_order: Callable[[Collection[Site]], list[Site]] = lambda sites: sorted(sites, key=lambda at: at.sort_key)  # noqa: E731
+    wanted = {side: sorted(read[side], key=lambda at: at.sort_key) for side in sides}
+    n, (first, second) = len(task), sides.values()
     with OneDnn():
-        if task.clean.ids.numel() > _FEW or task.clean.width != task.corrupted.width:
-            return {side: lens.run(own, read=in_order(read[side]), logits="last") for side, own in sides.items()}
-        first, second = sides.values()
-        both = Tokens(torch.cat([first.ids, second.ids]), first.lengths * 2, first.pieces + second.pieces)
-        run = lens.run(both, read=in_order({*read["clean"], *read["corrupted"]}), logits="last")
+        if first.ids.numel() > _FEW:
+            return {side: lens.run(tokens, read=wanted[side], logits="last") for side, tokens in sides.items()}
+        both = Tokens(torch.cat([first.ids, second.ids]), first.lengths + second.lengths, first.pieces + second.pieces)
+        run = lens.run(both, read=list(dict.fromkeys([*wanted["clean"], *wanted["corrupted"]])), logits="last")
     found: dict[str, Run] = {}
-    for side, rows in (("clean", slice(len(task))), ("corrupted", slice(len(task), None))):
+    for side, rows in (("clean", slice(n)), ("corrupted", slice(n, None))):
         last = last_logits(run)[rows]
-        found[side] = Run(sides[side], last[:, None], last, {at: run[at][rows] for at in in_order(read[side])})
+        found[side] = Run(sides[side], last[:, None], last, {at: run[at][rows] for at in wanted[side]})
     return found
 
 

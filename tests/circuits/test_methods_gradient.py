@@ -7,7 +7,7 @@ import torch
 from planted_tasks import TASKS
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
-from toys import toy_task
+from toys import NO_EDGES, WITH_EDGES, toy_task
 from transformers import PhiConfig
 
 from circuits.attribution import attribute
@@ -18,14 +18,11 @@ from circuits.wiring import Wiring
 from mechlab.errors import PromptError, SiteError
 from mechlab.lens.edit import patch
 from mechlab.lens.lens import Lens
-from mechlab.models import FAMILIES, PLANTED, tiny
+from mechlab.models import PLANTED, tiny
 from mechlab.models.model import Model
 from mechlab.models.twin import fresh
 from mechlab.patching.task import Task
 from mechlab.results.metrics import logit_difference
-
-NO_EDGES = ("gemma2", "gemma3", "olmo2", "olmoe")
-WITH_EDGES = tuple(family for family in FAMILIES if family not in NO_EDGES)
 
 
 def mask_slope(wiring: Wiring, task: Task, at: float) -> Tensor:
