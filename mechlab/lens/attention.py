@@ -26,21 +26,23 @@ class Tap(Protocol):
 
 
 class Attend(Protocol):
-    """Attention of one batch of rows of equal shape, with the taps inside it (scores, pattern)."""
+    """Attention within sequences of one shape, with the taps inside it (scores, pattern).
 
-    def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, inside: Mapping[str, Tap], /
-    ) -> Tensor: ...
+    Queries ``[batch, kv_head, query, group, d_head]`` (the heads of a group share keys and values), keys and values
+    ``[batch, kv_head, key, d_head]`` -> as the queries. ``mask`` is boolean, ``[1, 1, query, key]``.
+    """
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, inside: Mapping[str, Tap], /) -> Tensor: ...
 
 
 class Packed(Protocol):
     """Attention over packed rows of one layer: queries, keys, values ``[1, head, n, d_head]`` -> ``[1, n, head, d_head]``.
 
-    ``mask`` is what transformers made for the dummy prompt; ``plain`` attends within rows of equal shape.
+    ``mask`` is what transformers made for the dummy prompt; ``attend`` attends within sequences of one shape.
     """
 
     def __call__(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, plain: Attend, /
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, attend: Attend, /
     ) -> Tensor: ...
 
 
@@ -91,15 +93,23 @@ def attention(
     taps: Mapping[str, Tap] = module.__dict__.get(_TAPS, {})
     query, key, value = (_tapped(taps, *pair) for pair in (("q", query), ("k", key), ("v", value)))
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, inside: Mapping[str, Tap]) -> Tensor:
-        if not ("scores" in inside or "pattern" in inside or softcap is not None or s_aux is not None):
-            return sdpa_attention_forward(module, q, k, v, mask, dropout, scaling, **kwargs)[0]
-        return _plain(q, k, v, mask, scaling, softcap, s_aux, inside)
+    def fast(inside: Mapping[str, Tap]) -> bool:
+        return not ("scores" in inside or "pattern" in inside or softcap is not None or s_aux is not None)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, inside: Mapping[str, Tap]) -> Tensor:
+        if fast(inside):  # the heads of a group as further queries: their keys and values need no copies
+            mask = mask.repeat_interleave(q.shape[3], dim=2)
+            found = nn.functional.scaled_dot_product_attention(q.flatten(2, 3), k, v, mask, dropout, scale=scaling)
+            return found.unflatten(2, q.shape[2:4])
+        found = _plain(q.transpose(2, 3).flatten(1, 2), k, v, mask, scaling, softcap, s_aux, inside)
+        return found.unflatten(2, (q.shape[1], -1)).transpose(1, 2)
 
     packed = module.__dict__.get(_PACKED)
     if packed is not None:
         return packed(query, key, value, attention_mask, attend), None
-    return attend(query, key, value, attention_mask, taps), None
+    if fast(taps):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)[0], None
+    return _plain(query, key, value, attention_mask, scaling, softcap, s_aux, taps), None
 
 
 def _plain(

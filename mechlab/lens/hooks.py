@@ -57,15 +57,24 @@ class Tap:
         if self.starts_graph:
             activation = activation.detach().requires_grad_()
         by_pos = activation.transpose(1, 2) if self.kind in BY_HEAD else activation
-        original = by_pos
-        for placed in self.edits:
-            owned = by_pos is not original  # one copy serves all edits here
-            change = partial(self._spliced, placed.edit) if placed.edit in self.splices else None
-            by_pos, n_touched = apply(placed.edit, by_pos, self.place, placed.turn, owned=owned, change=change)
-            self.count(placed.edit, n_touched)
+        by_pos = self.edited(by_pos)
         if self.read:
             self.kept = by_pos
         return by_pos.transpose(1, 2) if self.kind in BY_HEAD else by_pos
+
+    def edited(self, by_pos: Tensor) -> Tensor:
+        """``[batch, pos, ...]`` after the edits."""
+        return self.in_turn(by_pos, self.edits)
+
+    def in_turn(self, by_pos: Tensor, edits: Sequence[Placed], *, owned: bool = False) -> Tensor:
+        """After these edits, one after another; ``owned`` values may be written to."""
+        original = by_pos
+        for placed in edits:
+            owned = owned or by_pos is not original  # one copy serves all edits here
+            change = partial(self._spliced, placed.edit) if placed.edit in self.splices else None
+            by_pos, n_touched = apply(placed.edit, by_pos, self.place, placed.turn, owned=owned, change=change)
+            self.count(placed.edit, n_touched)
+        return by_pos
 
     def _spliced(self, edit: Edit, part: Tensor, cells: Cells) -> Tensor:
         dictionary, reader = self.splices[edit]

@@ -88,26 +88,33 @@ class Layout:
 
     def kinds(self, layer: int | None = None) -> list[str]:
         """The site kinds this model has: outside the layers (None) or in one of them."""
-        if layer is None:
-            return [name for name, kind in KINDS.items() if not kind.per_layer]
+        return [name for name in KINDS if self._has(name, layer)]
+
+    def _has(self, kind: str, layer: int | None) -> bool:
+        if layer is None or not KINDS[kind].per_layer:
+            return layer is None and not KINDS[kind].per_layer
         block = self.blocks[layer]
-        absent = {
-            "resid_mid": block.mid is None,
-            "mlp_pre": block.up is None and block.gate_up is None,
-            "mlp_pre_linear": block.gate is None and block.gate_up is None,
-            "mlp_post": block.down is None,
-            "router": block.router is None,
-            "expert_weights": block.router is None,
-            "expert_choice": block.router is None,
-            "expert_out": block.experts is None,
-        }
-        return [name for name, kind in KINDS.items() if kind.per_layer and not absent.get(name)]
+        match kind:
+            case "resid_mid":
+                return block.mid is not None
+            case "mlp_pre":
+                return block.up is not None or block.gate_up is not None
+            case "mlp_pre_linear":
+                return block.gate is not None or block.gate_up is not None
+            case "mlp_post":
+                return block.down is not None
+            case "router" | "expert_weights" | "expert_choice":
+                return block.router is not None
+            case "expert_out":
+                return block.experts is not None
+            case _:
+                return True
 
     def check(self, site: Site) -> None:
         """Raises SiteError, naming the nearest valid sites, if this model has no such site."""
         if site.layer is not None and site.layer >= len(self.blocks):
             raise SiteError(f"Site {site}: this model has layers 0 to {len(self.blocks) - 1}.")
-        if site.kind not in self.kinds(site.layer):
+        if not self._has(site.kind, site.layer):
             have = ", ".join(self.kinds(site.layer))
             raise SiteError(f"Site {site} is absent in this model: layer {site.layer} has {have}.")
         size = self.size(site.kind)

@@ -43,6 +43,8 @@ class OneDnn(TorchFunctionMode):
 def product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``input [..., d_in]`` times ``weight [d_out, d_in]``, plus the bias: ``nn.functional.linear``, by oneDNN where that can be."""
     if _fits(input, weight, bias):
+        if not torch.is_grad_enabled():
+            return _by_onednn(input, weight, bias)
         return _Product.apply(input, weight, bias)  # pyright: ignore[reportReturnType]
     return nn.functional.linear(input, weight, bias)
 

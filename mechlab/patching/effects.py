@@ -65,7 +65,8 @@ def effects(
     if exhaustive or not enters(lens, groups):
         values, after = _one_by_one(lens, task, groups, measure, base, progress)
         return effects_table(groups, after, values, base, measure.key)
-    entries = [entry_layer(group, lens.model.n_layers) for group in groups]
+    n_layers = lens.model.n_layers
+    entries = [entry_layer(group, n_layers) for group in groups]
     at_once = prompts_at_once(lens, task, groups, entries)
     parts: list[Effects] = []
     for start in range(0, len(task), at_once):  # prompts do not meet, so they may be run in parts where memory is short
@@ -88,8 +89,9 @@ def plan_effects(
     lens: "Lens", task: Task, interventions: Sequence[Edit | Sequence[Edit]], *, base: str = "corrupted"
 ) -> Plan:
     """What ``effects`` would compute and cost; nothing is run. Raises what ``effects`` raises before it runs."""
-    groups = [lowered(group, lens.model.n_layers) for group in _checked(lens, task, interventions, base)]
-    found = rows(groups, task, base, lens.model.n_layers)
+    n_layers = lens.model.n_layers
+    groups = [lowered(group, n_layers) for group in _checked(lens, task, interventions, base)]
+    found = rows(groups, task, base, n_layers)
     return plan(lens, task, groups, found, tokens_per_wave(lens))
 
 
@@ -172,8 +174,9 @@ def _swept(
     progress: Progress | None,
     first_prompt: int,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    groups = [lowered(group, lens.model.n_layers) for group in groups]
-    found = rows(groups, task, base, lens.model.n_layers)
+    n_layers = lens.model.n_layers
+    groups = [lowered(group, n_layers) for group in groups]
+    found = rows(groups, task, base, n_layers)
     if progress:
         progress("patching", 0, len(found))
     ready = prepare(lens, task, groups, measure, base, [row.entry for row in found])

@@ -24,7 +24,7 @@ from mechlab.lens.products import OneDnn
 from mechlab.lens.reading import Run
 from mechlab.lens.site import BY_HEAD, Site
 from mechlab.lens.tokens import Tokens
-from mechlab.patching.attended import attended
+from mechlab.patching.attended import RowAttention
 from mechlab.patching.rows import Group, Row
 from mechlab.patching.wave import Wave
 
@@ -51,9 +51,10 @@ class Base:
 
     @staticmethod
     def sites(entries: Sequence[int], n_layers: int) -> list[Site]:
-        """What the base run must read."""
+        """What the base run must read. Rows that enter with some of their positions get the others a layer later."""
         above = range(min(entries), n_layers)
-        return [Site("resid_pre", layer) for layer in sorted(set(entries))] + [
+        entered = sorted({*entries, *(entry + 1 for entry in entries)} & {*above})
+        return [Site("resid_pre", layer) for layer in entered] + [
             Site(kind, layer) for layer in above for kind in ("k", "v")
         ]
 
@@ -83,11 +84,11 @@ class Swept:
     def scatter(self, at: Site, packed_values: Tensor, sources: Mapping[int, Source]) -> None:
         """Writes each row's activations at a site into its group's source, at its prompt and positions."""
         assert at.layer is not None
-        for i, row in enumerate(self.wave.rows[: self.wave.joined(at.layer)]):
+        packing = self.wave.at(at.layer)
+        for i, row in enumerate(self.wave.rows[: len(packing)]):
             into = sources[row.group].activations[at.kind, at.layer]
-            into[row.prompt, row.start : row.stop] = packed_values[
-                int(self.wave.offsets[i]) : int(self.wave.offsets[i + 1])
-            ]
+            own = slice(int(packing.offsets[i]), int(packing.offsets[i + 1]))
+            into[row.prompt, row.start : int(packing.stops[i])] = packed_values[own]
 
 
 class _Reached(Exception):
@@ -119,19 +120,19 @@ def sweep(
     taps = wave.taps(read)
     top = lens.model.n_layers - 1 if last is None else last
     cut = last is None and not read  # what is read is wanted of every token
-    positions = wave.positions.to(lens.model.device)
+    device, own = lens.model.device, RowAttention(wave, wave, taps, base.kept)
     at_top: list[Tensor] = []
 
     def join(layer: int, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
         joined = _joined(wave, base, taps, layer, hidden)
         if layer == top:
             at_top.append(joined)
-        return joined, positions[: joined.shape[1]]
+        return joined, wave.at(layer).positions.to(device)
 
-    def attend(layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, plain: Attend) -> Tensor:
+    def attend(layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, within: Attend) -> Tensor:
         if cut and layer == top:
             raise _Reached(key, value)
-        return attended(wave, wave, taps, layer, query, (key, value), base.kept(layer), mask, plain)
+        return own(layer, query, key, value, mask, within)
 
     try:
         logits = _forward(lens, wave, taps, (rows[0].entry, top), join, attend, token_ids)
@@ -149,32 +150,41 @@ def _last_tokens(
         hidden: ``[1, n, d_model]`` of all the wave's tokens as they enter the layer, before this layer's edits (they are made here).
         keys_values: ``[1, kv_head, n, d_head]`` of all the wave's tokens in this layer, after its edits.
     """
-    ends, top = wave.at_ends(), lens.model.n_layers - 1
+    top = lens.model.n_layers - 1
+    ends = wave.at_ends(top)
     taps = ends.taps()
+    of_ends = RowAttention(ends, wave, taps, base.kept)
 
     def join(_layer: int, _hidden: Tensor | None) -> tuple[Tensor, Tensor]:
-        return hidden[:, wave.ends.to(hidden.device)], ends.positions.to(hidden.device)
+        return hidden[:, wave.whole.ends.to(hidden.device)], ends.whole.positions.to(hidden.device)
 
-    def attend(layer: int, query: Tensor, _key: Tensor, _value: Tensor, mask: Tensor | None, plain: Attend) -> Tensor:
-        return attended(ends, wave, taps, layer, query, keys_values, base.kept(layer), mask, plain)
+    def attend(layer: int, query: Tensor, _key: Tensor, _value: Tensor, mask: Tensor | None, within: Attend) -> Tensor:
+        return of_ends(layer, query, *keys_values, mask, within)
 
     return _forward(lens, ends, taps, (top, top), join, attend, token_ids)
 
 
 def _joined(wave: Wave, base: Base, taps: Sequence[Tap], layer: int, hidden: Tensor | None) -> Tensor:
-    """``[1, n, d_model]``: the rows in the sweep so far (``hidden``; none at first), then those that enter at ``layer``."""
-    new = wave.joining(layer)
-    if new.stop == new.start:
-        assert hidden is not None
+    """``[1, n, d_model]``: the rows in the sweep so far (``hidden``; none at first), then those that enter at ``layer``.
+
+    Rows that entered at the layer below with some of their positions get the others here.
+    """
+    stay, places = (0, torch.empty(0)) if hidden is None else wave.moved(layer)
+    packing = wave.at(layer)
+    if hidden is not None and stay == packing.n_tokens:
         return hidden
-    at = (wave.prompts[new], wave.positions[new])
+    at = (packing.prompts[stay:], packing.positions[stay:])
     entering = base.resid_pre[layer][at][None]
     for tap in taps:
         if tap.kind == "embed" and layer == 0:  # what comes between is added by position: see ``prepared.enters``
             assert base.embed is not None
             embed = base.embed[at][None]
             entering = entering + (tap(embed) - embed)
-    return entering if hidden is None else torch.cat([hidden, entering], dim=1)
+    if hidden is None:
+        return entering
+    if len(places):
+        entering[:, places - stay] = hidden[:, stay:]
+    return torch.cat([hidden[:, :stay], entering], dim=1)
 
 
 def _forward(
@@ -188,9 +198,9 @@ def _forward(
 ) -> Tensor:
     """``[rows, tokens]`` logits of one pass through the ``layers``, first to last."""
     first, last = layers
-    width, device = max(row.stop for row in wave.rows), lens.model.device
+    width, device, ends = max(row.stop for row in wave.rows), lens.model.device, wave.at(last).ends
     # Some families (GPT-2) give their output the dummy prompt's shape: a whole number of widths fits it.
-    ends = torch.nn.functional.pad(wave.ends, (0, -len(wave.rows) % width), value=int(wave.ends[-1])).to(device)
+    ends = torch.nn.functional.pad(ends, (0, -len(ends) % width), value=int(ends[-1])).to(device)
     elsewhere = (*BY_HEAD, "embed", "logits")  # called in attention, where rows enter, and below
     inside = [tap for tap in taps if tap.kind not in elsewhere and (tap.layer is None or first <= tap.layer <= last)]
     with (
@@ -210,14 +220,10 @@ def climb(lens: "Lens", rows: Sequence[Row], base: Base, taps: Sequence[Tap], to
 
     Nothing is cut short and nothing else is read; it is for what is asked many times over (see ``mechlab.patching.subspace_climb``).
     """
-    wave = Wave(rows, [()], base.tokens, {})
-    positions = wave.positions.to(lens.model.device)
+    wave, device = Wave(rows, [()], base.tokens, {}), lens.model.device
 
     def join(layer: int, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
-        joined = _joined(wave, base, (), layer, hidden)
-        return joined, positions[: joined.shape[1]]
+        return _joined(wave, base, (), layer, hidden), wave.at(layer).positions.to(device)
 
-    def attend(layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, plain: Attend) -> Tensor:
-        return attended(wave, wave, (), layer, query, (key, value), base.kept(layer), mask, plain)
-
+    attend = RowAttention(wave, wave, (), base.kept)
     return _forward(lens, wave, taps, (rows[0].entry, lens.model.n_layers - 1), join, attend, token_ids)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Plan"]
 
-_CPU_TOKENS, _GPU_TOKENS = 4096, 65536  # enough to fill the matrix products; more only costs memory
+_CPU_TOKENS, _GPU_TOKENS = 2048, 65536  # enough to fill the matrix products; more only costs memory (and cache)
 _SHARE_OF_FREE = 0.3
 
 
@@ -70,8 +70,12 @@ class Plan:
 def plan(lens: "Lens", task: Task, groups: Sequence[Group], rows: Sequence[Row], tokens_per_wave: int) -> Plan:
     """The cost of sweeping ``rows`` (see ``rows.rows``)."""
     n_layers, weights = lens.model.n_layers, [_active_weights(lens, block.block) for block in lens.layout.blocks]
-    to_top = [sum(weights[entry:-1]) + _keys_values(lens) for entry in range(n_layers)]
-    swept = sum(row.n_tokens * to_top[row.entry] + weights[-1] for row in rows)  # of each row one token goes on
+    steps = [
+        *weights[:-1],
+        _keys_values(lens),
+    ]  # what a token costs in each layer; of each row one goes on from the last
+    above = [sum(steps[layer:]) for layer in range(1, n_layers + 1)]
+    swept = sum(row.n_entering * steps[row.entry] + row.n_tokens * above[row.entry] + weights[-1] for row in rows)
     unembed = lens.model.d_model * lens.model.vocab_size
     sides, n = task.clean.ids.numel() + task.corrupted.ids.numel(), len(task)  # padding is run too
     full = len(groups) * sum(task.clean.lengths) * (sum(weights) + unembed)
@@ -84,12 +88,18 @@ def plan(lens: "Lens", task: Task, groups: Sequence[Group], rows: Sequence[Row],
         rows=len(rows),
         waves=n_waves,
         tokens_per_wave=tokens_per_wave,
-        token_layers=sum(row.n_tokens * (n_layers - 1 - row.entry) + 1 for row in rows),
+        token_layers=sum(_token_layers(row, n_layers) for row in rows),
         flops=2 * (swept + sides * sum(weights) + 2 * n * unembed),
         full_flops=2 * full,
         memory_bytes=(top * _floats_per_token(lens) + kept) * lens.model.dtype.itemsize,
         gflops_per_second=matmul_speed(lens),
     )
+
+
+def _token_layers(row: Row, n_layers: int) -> int:
+    if row.entry == n_layers - 1:
+        return 1
+    return row.n_entering + row.n_tokens * (n_layers - 2 - row.entry) + 1
 
 
 def tokens_per_wave(lens: "Lens") -> int:
@@ -122,7 +132,10 @@ def _kept_floats(lens: "Lens", groups: Sequence[Group], entries: Sequence[int]) 
     }  # a pattern row
     sizes |= {"d_mlp": lens.layout.d_mlp or 0, "expert": lens.layout.n_experts or 0}
     layers = model.n_layers - min(entries, default=model.n_layers)
-    total = len(set(entries)) * model.d_model + 2 * layers * model.n_kv_heads * model.d_head
+    total = (
+        len({*entries, *(entry + 1 for entry in entries)}) * model.d_model
+        + 2 * layers * model.n_kv_heads * model.d_head
+    )
     wholes = {(edit.source, edit.site.whole) for group in groups for edit in group if edit.source is not None}
     for _, at in wholes:
         size = 1

@@ -77,7 +77,7 @@ class Climb:
             wave,
             edits=[Placed(patch(where))],  # what it stands for: a tap without edits only looks
             index=where.index,
-            places=torch.from_numpy(wave.offsets[:-1]),
+            places=torch.from_numpy(wave.whole.offsets[:-1]),
             given=activations,
         )
         return climb(self.lens, chosen, self.base, [tap], token_ids)
@@ -117,6 +117,9 @@ def climbs(
     found: list[Climb] = []
     for at, entry in zip(sites, entries, strict=True):
         starts = tokens.positions(at.pos if at.pos is not None else -1)
-        rows = tuple(Row(0, i, entry, start, tokens.lengths[i]) for i, start in enumerate(starts))
+        rows = tuple(
+            Row(0, i, entry, start, stop, stop)
+            for i, (start, stop) in enumerate(zip(starts, tokens.lengths, strict=True))
+        )
         found.append(Climb(lens, at, made, rows, run[at].float(), other[at].float()))
     return found

@@ -311,7 +311,7 @@ def test_plan_counts_what_the_sweep_does(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_plan_counts_the_products_that_torch_counts(family: str) -> None:
     lens = Lens(tiny(family))
     task = toy_task(lens)
-    edits = [patch(Site("z", layer, head)) for layer in range(3) for head in range(4)]
+    edits = [patch(Site("z", layer, head, at)) for layer in range(3) for head in range(4) for at in (None, 1, "LATE")]
     plan = lens.plan(task, edits)
     by_onednn = lambda x, weight, *_rest, **_shape: 2 * prod(x) * weight[0]  # noqa: E731
     onednn = {torch.ops.mkldnn._linear_pointwise: by_onednn} if available() else {}

@@ -9,7 +9,7 @@ from mechlab.lens.edit import Edit, patch, zero
 from mechlab.lens.lens import Lens
 from mechlab.lens.site import Site
 from mechlab.models import FAMILIES, load, tiny
-from mechlab.patching.attended import side_by_side
+from mechlab.patching.attended import batches
 from mechlab.patching.rows import rows
 from mechlab.patching.task import Task
 from mechlab.patching.wave import Wave
@@ -70,7 +70,7 @@ def test_rows_that_share_a_long_prefix_stay_apart(family: str) -> None:
     ]
     found = rows([tuple(group) for group in groups], task, "corrupted", 3)
     wave = Wave(found, [()] * len(groups), task.corrupted, {})
-    shared = [together for bucket in wave.buckets(2) for _, together in side_by_side(bucket)]
+    shared = [batch.together for batch in batches(wave.at(2))]
     assert max(shared) > 2
     assert 1 in shared  # some rows are left over
     swept, slow = (lens.effects(task, groups, exhaustive=how).frame["after"].to_numpy() for how in (False, True))
