@@ -13,15 +13,13 @@ from math import ceil
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from mechlab.lens.attention import Attend
 from mechlab.lens.hooks import Tap
 from mechlab.lens.site import BY_HEAD
-from mechlab.patching.wave import InBatch, Ints, Packing, Wave
+from mechlab.patching.wave import Bools, InBatch, Ints, Packing, Wave
 
-Bools = NDArray[np.bool_]
 _LONG = 32  # positions: shorter prefixes are copied for every row
 _FILLED = 64  # tokens: filling up rows of one start by as many costs about what another batch does
 
@@ -43,8 +41,13 @@ class Batch:
 
     def carried(self, packing: Packing) -> tuple[Bools, Ints]:
         """``[rows, stop - start]``: whether a row carries a position, and its packed place (elsewhere that of the row's first token)."""
-        since = np.arange(self.start, self.stop) - packing.starts[self.rows][:, None]
-        return since >= 0, packing.offsets[self.rows][:, None] + np.maximum(since, 0)
+        positions, starts, stops = (
+            np.arange(self.start, self.stop),
+            packing.starts[self.rows],
+            packing.stops[self.rows],
+        )
+        carried = (positions >= starts[:, None]) & (positions < stops[:, None])
+        return carried, packing.offsets[self.rows][:, None] + np.where(carried, positions - starts[:, None], 0)
 
     def keys(self, packing: Packing, first: Ints, n_base: int) -> Ints:
         """``[sequences, keys]`` places in a ``_table``: ``n_base`` tokens (rows' prompts begin at ``first``), then the wave's."""
@@ -57,12 +60,14 @@ class Batch:
 
 def batches(packing: Packing, *, apart: bool = False) -> Iterator[Batch]:
     """The rows at one layer, each in one batch; ``apart``: no rows side by side."""
-    for stop in np.unique(packing.stops):
-        of_stop = packing.stops == stop
+    stops = np.where(packing.partial, 0, packing.stops)  # those carried in part may go together whatever their stop
+    for stop in np.unique(stops):
+        of_stop = stops == stop
         firsts = _firsts(*np.unique(packing.starts[of_stop], return_counts=True))
         band = np.searchsorted(firsts, packing.starts, side="right") - 1
         for i, start in enumerate(firsts):
-            batch = Batch(np.flatnonzero(of_stop & (band == i)), start, int(stop))
+            rows = np.flatnonzero(of_stop & (band == i))
+            batch = Batch(rows, start, int(packing.stops[rows].max()))
             yield from [batch] if apart else side_by_side(packing, batch)
 
 
@@ -130,7 +135,7 @@ class Arrangement:
 
     Attributes:
         prompts: whose keys and values of the base run are in the ``_table``.
-        where: ``[tokens]`` place of each token's answer among those of all parts.
+        where: ``[tokens, kv_head]`` places of each token's answers among those of all parts, ``[sequences, kv_head, queries]`` each.
         causal: ``[1, 1, pos, pos]`` bool.
     """
 
@@ -148,10 +153,13 @@ class Arrangement:
             Part.of(packing, batch, of * width, len(prompts) * width, n_kv, of_ends=of_ends)
             for batch in batches(packing, apart=apart)
         ]
-        starts = np.cumsum([0, *(part.queries[:, 0].numel() for part in parts)])
-        where = np.empty(len(packing) if of_ends else packing.n_tokens, dtype=np.int64)
-        for part, start in zip(parts, starts, strict=False):
-            where[part.tokens] = start + part.slots
+        where = np.empty((len(packing) if of_ends else packing.n_tokens, n_kv), dtype=np.int64)
+        n_before = 0
+        for part in parts:
+            sequences, queries = np.divmod(part.slots, part.queries.shape[2])
+            by_head = sequences[:, None] * n_kv + np.arange(n_kv)
+            where[part.tokens] = n_before + by_head * part.queries.shape[2] + queries[:, None]
+            n_before += part.queries.numel()
         parts = [replace(part, queries=part.queries.to(device), keys=part.keys.to(device)) for part in parts]
         causal = torch.ones(width, width, dtype=torch.bool, device=device).tril()[None, None]
         return Arrangement(prompts, parts, torch.from_numpy(where).to(device), causal)
@@ -195,8 +203,9 @@ class RowAttention:
             inside = {tap.kind: Tap(tap.kind, layer, place, tap.edits) for tap in taps}
             picked = (_picked(queries, part.queries), _picked(keys, part.keys), _picked(values, part.keys))
             cut = _mask(how.causal if mask is None else mask, part.batch, n_queries // part.batch.together)
-            found.append(attend(*picked, cut, inside).transpose(1, 2).flatten(0, 1))
-        return (found[0] if len(found) == 1 else torch.cat(found))[how.where].flatten(1, 2)[None]
+            found.append(attend(*picked, cut, inside).flatten(0, 2))
+        together = found[0] if len(found) == 1 else torch.cat(found)
+        return together.index_select(0, how.where.flatten()).reshape(1, len(how.where), -1, value.shape[-1])
 
 
 def _table(own: Tensor, base: Tensor, prompts: Ints) -> Tensor:

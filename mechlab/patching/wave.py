@@ -17,6 +17,7 @@ from mechlab.lens.tokens import Tokens
 from mechlab.patching.rows import AFTER_LAYERS, Group, Row
 
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +27,7 @@ class Packing:
     Attributes:
         of: ``[rows]`` prompt of each row.
         starts, stops: ``[rows]`` positions each carries at this layer.
+        partial: ``[rows]`` whether it carries more from the next layer on.
         offsets: ``[rows + 1]`` places of their first tokens, and the number of tokens.
         prompts, positions: ``[tokens]``.
     """
@@ -33,6 +35,7 @@ class Packing:
     of: Ints
     starts: Ints
     stops: Ints
+    partial: Bools
     offsets: Ints
     prompts: Tensor
     positions: Tensor
@@ -50,10 +53,10 @@ class Packing:
         return torch.from_numpy(self.offsets[1:] - 1)
 
     @staticmethod
-    def one_after_another(of: Ints, starts: Ints, stops: Ints) -> "Packing":
+    def one_after_another(of: Ints, starts: Ints, stops: Ints, partial: Bools) -> "Packing":
         offsets = np.concatenate([[0], np.cumsum(stops - starts)])
         _, prompts, positions = _spread(np.stack([offsets[:-1] - starts, of, starts, stops]))
-        return Packing(of, starts, stops, offsets, prompts, positions)
+        return Packing(of, starts, stops, partial, offsets, prompts, positions)
 
 
 class Wave:
@@ -78,7 +81,7 @@ class Wave:
         self._of, self._starts, self._stops, self._entry_stops = (
             np.array([getattr(row, name) for row in rows]) for name in ("prompt", "start", "stop", "entry_stop")
         )
-        self.whole = Packing.one_after_another(self._of, self._starts, self._stops)
+        self.whole = Packing.one_after_another(self._of, self._starts, self._stops, np.zeros(len(rows), bool))
         self._packings: dict[int, Packing] = {}
         self._places = self._edit_places(groups, made_below)
 
@@ -93,7 +96,8 @@ class Wave:
         if layer not in self._packings:
             rows = slice(int(np.searchsorted(self.entries, layer, side="right")))
             stops = np.where(self.entries[rows] < layer, self._stops[rows], self._entry_stops[rows])
-            self._packings[layer] = Packing.one_after_another(self._of[rows], self._starts[rows], stops)
+            partial = stops < self._stops[rows]
+            self._packings[layer] = Packing.one_after_another(self._of[rows], self._starts[rows], stops, partial)
         return self._packings[layer]
 
     def moved(self, layer: int) -> tuple[int, Tensor]:

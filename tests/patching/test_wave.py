@@ -73,19 +73,29 @@ def test_tokens_keep_their_activations_when_rows_widen(monkeypatch: pytest.Monke
 def test_batches_hold_every_row_once_and_fill_up_few_tokens() -> None:
     lens = Lens(tiny("llama"))
     tokens = lens.tokens([list(range(5, 25)), list(range(5, 23))])
-    many = [Row(0, prompt, 0, start, n, n) for prompt, n in ((0, 20), (1, 18)) for start in range(n) for _ in range(16)]
-    packing = Wave(many, [()], tokens, {}).at(0)
+    places = [(prompt, start, n) for prompt, n in ((0, 20), (1, 18)) for start in range(n) for _ in range(16)]
+    many = [Row(0, prompt, 0, start, n, n) for prompt, start, n in places]
+    many += [Row(0, prompt, 1, start, n, start + 1) for prompt, start, n in places]
+    wave = Wave(many, [()], tokens, {})
+    packing = wave.at(1)
+    assert packing.n_tokens == wave.at(0).n_tokens + len(places)
     found = list(batches(packing))
     taken = np.concatenate([batch.rows for batch in found])
     assert sorted(taken) == list(range(len(many)))
+    of_parts = [batch for batch in found if packing.partial[batch.rows].all()]
+    # 32 a start, but for the last tokens (which are not carried in part) and what only the longer prompt has
+    assert [(batch.start, batch.stop) for batch in of_parts] == [(0, 3), (3, 6), (6, 9), (9, 12), (12, 15), (15, 19)]
     for batch in found:
+        carried, at = batch.carried(packing)
+        assert carried.sum() == (packing.stops - packing.starts)[batch.rows].sum()
+        assert (packing.positions[at[carried]].numpy() == np.nonzero(carried)[1] + batch.start).all()
+        if batch in of_parts:
+            continue
         assert (packing.stops[batch.rows] == batch.stop).all()
         starts, counts = np.unique(packing.starts[batch.rows], return_counts=True)
         assert starts[0] == batch.start
         assert (counts * (starts - batch.start)).max() <= attended._FILLED
-        assert len(starts) == min(
-            1 + attended._FILLED // 16, batch.stop - batch.start
-        )  # no more batches than that asks for
+    assert len(found) == len(of_parts) + 5 + 4  # five starts a batch; last tokens are twice as many
 
 
 def test_patches_made_at_once_are_those_made_one_by_one() -> None:
