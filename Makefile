@@ -59,7 +59,7 @@ bench-ray: setup
 	$(BIN)/python -P benchmarks/ray_nodes.py
 
 bench-circuits: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.discovery
+	$(BIN)/python -m benchmarks.discovery
 
 bench-dictionaries: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.dictionaries

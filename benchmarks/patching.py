@@ -11,6 +11,7 @@ head grids of one pair TransformerLens also runs once on every intervention, and
 
 import argparse
 import gc
+import itertools
 import os
 import platform
 import statistics
@@ -202,7 +203,7 @@ def path_grid(lens: Lens, bridge: object, task: Task, rounds: int) -> dict[str, 
     )
     row = times_row(theirs_times, ours_times, len(senders) / SAMPLE)
     names = {"grid": "(e) paths, every head -> logits", "pairs": len(task), "tokens": task.clean.lengths[0]}
-    unknown = {"FLOP ratio": float("nan"), "GFLOP/s": float("nan"), "of matmul peak": float("nan")}
+    unknown = dict.fromkeys(("FLOP ratio", "GFLOP/s", "matmul GFLOP/s", "of matmul peak"), float("nan"))
     return {
         **names,
         "interventions": len(senders),
@@ -226,9 +227,7 @@ def times_row(theirs: Sequence[Times], ours: Sequence[Times], scale: float) -> d
     }
 
 
-def compare(
-    lens: Lens, bridge: object, key: str, task: Task, rounds: int, peak: float, *, every: bool
-) -> dict[str, object]:
+def compare(lens: Lens, bridge: object, key: str, task: Task, rounds: int, *, every: bool) -> dict[str, object]:
     """One row. ``every``: TransformerLens runs once on every intervention (untimed), to compare all values."""
     grid = GRIDS[key]
     where = places(grid, lens, task.clean.lengths[0])
@@ -256,16 +255,17 @@ def compare(
 
     compared = where if every else sample
     values = theirs(compared).tolist()
-    ours_times, theirs_times = [], []
+    ours_times, theirs_times, speeds = [], [], [speed_now(lens)]
     for round_ in range(rounds):
         theirs_times.append(timed(theirs))
         ours_times.append(timed(ours))
+        speeds.append(speed_now(lens))
         if ours_times[0].wall > LONG:
             break
         print(f"  {key} x {len(task)}: round {round_ + 1}/{rounds}", flush=True)
     found = dict(zip(where, ours_values, strict=True))
     difference = max(abs(value - found[at]) for value, at in zip(values, compared, strict=True))
-    plan, fast = lens.plan(task, edits), median(ours_times)
+    plan, fast, peak = lens.plan(task, edits), median(ours_times), statistics.median(speeds)
     return {
         "grid": f"({key}) {grid.name}",
         "pairs": len(task),
@@ -274,6 +274,7 @@ def compare(
         **times_row(theirs_times, ours_times, len(where) / SAMPLE),
         "FLOP ratio": plan.full_flops / plan.flops,
         "GFLOP/s": plan.flops / fast.wall / 1e9,
+        "matmul GFLOP/s": peak,
         "of matmul peak": plan.flops / fast.wall / 1e9 / peak,
         "max abs difference": difference,
         "compared": len(compared),
@@ -354,7 +355,7 @@ def main() -> None:
         print_peak(lens, arguments.peak)
         return
     bridge = lens.bridge()
-    peak, blas = peaks(lens)
+    at_start = (speed_now(lens), speed_now(lens, torch.nn.functional.linear))
     exact: list[dict[str, object]] = []
     half: list[dict[str, object]] = []
     for case in arguments.only or (QUICK if arguments.quick else CASES):
@@ -364,8 +365,8 @@ def main() -> None:
         elif key == "e":
             exact.append(path_grid(lens, bridge, task, arguments.rounds))
         else:
-            exact.append(compare(lens, bridge, key, task, arguments.rounds, peak, every=case in ("a1", "b1")))
-        text = page(lens, (peak, blas), exact, half)
+            exact.append(compare(lens, bridge, key, task, arguments.rounds, every=case in ("a1", "b1")))
+        text = page(lens, at_start, exact, half)
         print(f"{case} done", flush=True)
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -376,14 +377,12 @@ def main() -> None:
     print(text)
 
 
-def peaks(lens: Lens) -> tuple[float, float]:
-    """GFLOP/s of a product of the model's sizes: as the sweep multiplies, and as PyTorch's linear layers do."""
-    lasting = [1 + i / 1000 for i in range(5)]  # each is remembered by its length
-    ours, blas = (
-        statistics.median(matmul_speed(lens, seconds, multiply) for seconds in lasting)
-        for multiply in (product, torch.nn.functional.linear)
-    )
-    return ours, blas
+_turn = itertools.count()
+
+
+def speed_now(lens: Lens, multiply: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = product) -> float:
+    """GFLOP/s of a product of the model's sizes, as the sweep multiplies or otherwise: a machine's speed is not the same all the time."""
+    return matmul_speed(lens, 1 + next(_turn) / 1e6, multiply)  # each measurement is remembered by its length
 
 
 def interventions(lens: Lens, key: str, task: Task) -> list[Edit]:
@@ -417,12 +416,12 @@ def prompts(lens: Lens, case: str) -> Task:
     return equal_length_pairs(lens, int(size))
 
 
-def page(lens: Lens, peaks: tuple[float, float], exact: list[dict[str, object]], half: list[dict[str, object]]) -> str:
+def page(lens: Lens, speeds: tuple[float, float], exact: list[dict[str, object]], half: list[dict[str, object]]) -> str:
     header = (
         f"# Exact activation patching\n\n`make bench-patching`: {lens.model.name}, {lens.model.dtype}, "
-        f"{torch.get_num_threads()} threads of {cpu_name()} ({platform.machine()}), torch {torch.__version__}; measured matmul peak "
-        f"{peaks[0]:.0f} GFLOP/s (oneDNN's, as the sweep multiplies; "
-        f"by PyTorch's linear layers, as in TransformerLens: {peaks[1]:.0f}). "
+        f"{torch.get_num_threads()} threads of {cpu_name()} ({platform.machine()}), torch {torch.__version__}. At the start a matrix product "
+        f"of the model's sizes ran at {speeds[0]:.0f} GFLOP/s as the sweep multiplies (oneDNN), at {speeds[1]:.0f} by PyTorch's linear "
+        "layers, as in TransformerLens; the peak of a row is the former, measured between the runs of that row (median). "
         f"TransformerLens is timed on {SAMPLE} interventions of each grid per round and scaled; mechlab on the whole "
         f"grid, base runs included. Medians over the rounds stated; a grid over {LONG:.0f} s is timed once. FLOP ratio: one whole pass per "
         "intervention over what the sweep computes. The difference is between the mean logit differences of both, on as many interventions "
