@@ -419,7 +419,7 @@ def prompts(lens: Lens, case: str) -> Task:
 def page(lens: Lens, speeds: tuple[float, float], exact: list[dict[str, object]], half: list[dict[str, object]]) -> str:
     header = (
         f"# Exact activation patching\n\n`make bench-patching`: {lens.model.name}, {lens.model.dtype}, "
-        f"{torch.get_num_threads()} threads of {cpu_name()} ({platform.machine()}), torch {torch.__version__}. At the start a matrix product "
+        f"{torch.get_num_threads()} threads of {cpu_name()} ({platform.machine()}), torch {torch.__version__}. At first a matrix product "
         f"of the model's sizes ran at {speeds[0]:.0f} GFLOP/s as the sweep multiplies (oneDNN), at {speeds[1]:.0f} by PyTorch's linear "
         "layers, as in TransformerLens; the peak of a row is the former, measured between the runs of that row (median). "
         f"TransformerLens is timed on {SAMPLE} interventions of each grid per round and scaled; mechlab on the whole "
