@@ -199,8 +199,12 @@ class RowAttention:
         found: list[Tensor] = []
         for part in how.parts:
             n_sequences, _, n_queries = part.queries.shape
-            place = InBatch(self.asking, part.tokens, part.slots, n_sequences, n_queries)
-            inside = {tap.kind: Tap(tap.kind, layer, place, tap.edits) for tap in taps}
+            inside = {
+                tap.kind: Tap(
+                    tap.kind, layer, InBatch(self.asking, part.tokens, part.slots, n_sequences, n_queries), tap.edits
+                )
+                for tap in taps
+            }
             picked = (_picked(queries, part.queries), _picked(keys, part.keys), _picked(values, part.keys))
             cut = _mask(how.causal if mask is None else mask, part.batch, n_queries // part.batch.together)
             found.append(attend(*picked, cut, inside).flatten(0, 2))

@@ -70,10 +70,8 @@ class Plan:
 def plan(lens: "Lens", task: Task, groups: Sequence[Group], rows: Sequence[Row], tokens_per_wave: int) -> Plan:
     """The cost of sweeping ``rows`` (see ``rows.rows``)."""
     n_layers, weights = lens.model.n_layers, [_active_weights(lens, block.block) for block in lens.layout.blocks]
-    steps = [
-        *weights[:-1],
-        _keys_values(lens),
-    ]  # what a token costs in each layer; of each row one goes on from the last
+    # What a token costs in each layer; from the last one of each row goes on.
+    steps = [*weights[:-1], _keys_values(lens)]
     above = [sum(steps[layer:]) for layer in range(1, n_layers + 1)]
     swept = sum(row.n_entering * steps[row.entry] + row.n_tokens * above[row.entry] + weights[-1] for row in rows)
     unembed = lens.model.d_model * lens.model.vocab_size

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -152,11 +152,7 @@ class Wave:
         """One tap per (kind, layer) with its edits by turn: each row's edits in the order in which its intervention states them."""
         by_turn = sorted(self._places, key=lambda place: place[1])
         found = make_taps(self, (Placed(edit, turn) for edit, turn in by_turn), read)
-        return [CopyingTap(tap.kind, tap.layer, self, tap.edits, tap.read, wave=self) for tap in found]
-
-    def places(self, placed: Placed) -> tuple[Tensor, Tensor, Tensor]:
-        """Packed places of the tokens an edit touches, their prompts and positions."""
-        return self._places[placed.edit, placed.turn]
+        return [CopyingTap(tap.kind, tap.layer, self, tap.edits, tap.read) for tap in found]
 
 
 _READ_ANEW = (*BY_HEAD, *AFTER_LAYERS)  # their cells are not the packed tokens
@@ -165,8 +161,6 @@ _READ_ANEW = (*BY_HEAD, *AFTER_LAYERS)  # their cells are not the packed tokens
 @dataclass(eq=False)
 class CopyingTap(Tap):
     """A tap that makes all its plain patches at once: there may be hundreds, one of each row."""
-
-    wave: Wave = field(kw_only=True)
 
     def edited(self, by_pos: Tensor) -> Tensor:
         copies: dict[tuple[str, bool], list[Placed]] = {}
@@ -180,20 +174,20 @@ class CopyingTap(Tap):
         if copies:
             by_pos = by_pos.clone()
             for (source, of_units), those in copies.items():
-                self._copy(by_pos, self.wave.sources[source], those, of_units=of_units)
+                self._copy(by_pos, self.place.sources[source], those, of_units=of_units)
         return self.in_turn(by_pos, others, owned=bool(copies))
 
     def _copy(self, into: Tensor, source: Source, placed: Sequence[Placed], *, of_units: bool) -> None:
         """Writes the source's values of the same tokens (and units)."""
-        cells = [self.wave.places(one) for one in placed]
-        column, prompts, at = (torch.cat(part) for part in zip(*cells, strict=True))
+        cells = [self.place.cells(one.edit, into.shape[1], one.turn) for one in placed]
+        column, prompts, at = (torch.cat([getattr(one, part) for one in cells]) for part in ("column", "prompts", "at"))
         prompts = prompts if len(source.tokens) > 1 else torch.zeros_like(prompts)
         values = source.activations[self.kind, self.layer]
         if not of_units:
             into[0, column] = values[prompts, at].to(into)
             return
         units = torch.tensor([one.edit.site.index for one in placed]).repeat_interleave(
-            torch.tensor([len(cell[0]) for cell in cells])
+            torch.tensor([len(one) for one in cells])
         )
         into[0, column, units] = values[prompts, at, units].to(into)
 

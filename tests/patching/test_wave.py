@@ -99,7 +99,7 @@ def test_batches_hold_every_row_once_and_fill_up_few_tokens() -> None:
 
 
 def test_patches_made_at_once_are_those_made_one_by_one() -> None:
-    """Of many rows and units, with other verbs between them, and from a source of one prompt."""
+    """Of many rows and units, with other verbs between them."""
     lens = Lens(tiny("gpt2"))
     task = toy_task(lens)
     groups = [
